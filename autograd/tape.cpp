@@ -1,0 +1,117 @@
+#include "detent/autograd/tape.h"
+
+#include <atomic>
+
+#include "detent/core/backend.h"
+
+namespace detent {
+namespace {
+thread_local Tape* active_tape = nullptr;
+thread_local uint64_t active_id = 0;
+std::atomic<uint64_t> next_id{1};
+}  // namespace
+
+Var::Var(Coded coded) : coded_(std::make_shared<const Coded>(std::move(coded))), shape_(coded_->codes.shape()) {}
+
+const Tensor& Var::dense() const {
+  if (!value_.defined() && coded_) {
+    Tensor y(shape_, DType::f32, coded_->codes.device());
+    backend(y.device()).kernels().dequantize({coded_->codes.data<uint8_t>(), coded_->grid, y.data<float>(), y.elements()});
+    value_ = y;
+  }
+  DETENT_CHECK(value_.defined(), "var: an undefined value was used");
+  return value_;
+}
+
+bool Var::tracked() const { return slot_ >= 0 && tape_ == active_id && active_tape != nullptr; }
+
+void GradSink::add(int i, Tensor grad) {
+  const int32_t slot = slots_[static_cast<size_t>(i)];
+  if (slot < 0) return;
+  Tensor& g = grads_[static_cast<size_t>(slot)];
+  if (!g.defined()) {
+    g = std::move(grad);
+    return;
+  }
+  DETENT_CHECK(g.shape() == grad.shape(), "backward: gradients of shapes ", g.shape(), " and ", grad.shape(), " meet at one value");
+  // A buffer that something else still reads must not change under it.
+  if (!g.unique()) g = g.clone();
+  backend(g.device()).kernels().accumulate(g.data<float>(), grad.data<float>(), g.elements());
+}
+
+Tape::Tape() : id_(next_id.fetch_add(1)), outer_(active_tape) {
+  active_tape = this;
+  active_id = id_;
+}
+
+Tape::~Tape() {
+  active_tape = outer_;
+  active_id = outer_ ? outer_->id_ : 0;
+}
+
+Tape* Tape::active() { return active_tape; }
+
+int32_t Tape::new_slot() { return slots_++; }
+
+Var Tape::leaf(Leaf& leaf) {
+  Var v(leaf.value);
+  if (!active_tape || !leaf.trainable) return v;
+  const auto [it, inserted] = active_tape->leaves_.try_emplace(&leaf, active_tape->slots_);
+  if (inserted) active_tape->new_slot();
+  v.slot_ = it->second;
+  v.tape_ = active_id;
+  return v;
+}
+
+Var Tape::watch(Tensor value) {
+  Var v(std::move(value));
+  v.slot_ = new_slot();
+  v.tape_ = id_;
+  watched_.push_back(v.slot_);
+  return v;
+}
+
+Var Tape::record(const char* op, std::span<const Var> inputs, Var output, BackwardFn backward) {
+  bool wanted = false;
+  for (const Var& v : inputs) wanted = wanted || v.tracked();
+  if (!wanted) return output;
+  Node node{op, active_tape->new_slot(), {}, std::move(backward)};
+  node.inputs.reserve(inputs.size());
+  for (const Var& v : inputs) node.inputs.push_back(v.tracked() ? v.slot_ : -1);
+  output.slot_ = node.output;
+  output.tape_ = active_id;
+  active_tape->nodes_.push_back(std::move(node));
+  return output;
+}
+
+void Tape::backward(const Var& loss) {
+  DETENT_CHECK(loss.shape().elements() == 1, "backward: the loss has shape ", loss.shape(), ", not one element; give the upstream gradient");
+  backward(loss, Tensor::full(loss.shape(), 1.0f, loss.dense().device()));
+}
+
+void Tape::backward(const Var& y, const Tensor& dy) {
+  DETENT_CHECK(y.slot_ >= 0 && y.tape_ == id_, "backward: the value was not recorded on this tape");
+  DETENT_CHECK(y.shape() == dy.shape(), "backward: upstream gradient ", dy.shape(), " for a value of shape ", y.shape());
+  grads_.assign(static_cast<size_t>(slots_), Tensor());
+  grads_[static_cast<size_t>(y.slot_)] = dy;
+  while (!nodes_.empty()) {
+    Node node = std::move(nodes_.back());
+    nodes_.pop_back();
+    Tensor g = std::move(grads_[static_cast<size_t>(node.output)]);
+    grads_[static_cast<size_t>(node.output)] = Tensor();
+    if (!g.defined()) continue;
+    GradSink sink(grads_, node.inputs);
+    node.backward(g, sink);
+  }
+  for (auto& [leaf, slot] : leaves_) {
+    Tensor& g = grads_[static_cast<size_t>(slot)];
+    if (g.defined()) leaf->grad = std::move(g);
+  }
+}
+
+Tensor Tape::grad(const Var& v) const {
+  DETENT_CHECK(v.tape_ == id_ && v.slot_ >= 0, "grad: the value was not recorded on this tape");
+  return static_cast<size_t>(v.slot_) < grads_.size() ? grads_[static_cast<size_t>(v.slot_)] : Tensor();
+}
+
+}  // namespace detent

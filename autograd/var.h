@@ -1,0 +1,53 @@
+// Var: a value on an edge of the computation, with a slot on the active tape when gradients flow to it.
+// The value is dense f32, or coded (bytes and their grid); an op that cannot use codes asks for dense().
+// A Var belongs to the thread of its tape.
+#pragma once
+
+#include <memory>
+
+#include "detent/core/math/quant_math.h"
+#include "detent/core/tensor.h"
+
+namespace detent {
+
+/// A tensor the optimizer may change: value, gradient of the last backward. Address is identity: leaves do not move while a tape refers to them.
+struct Leaf {
+  Tensor value;
+  Tensor grad;  ///< undefined until a backward reached it
+  bool trainable = true;
+};
+
+/// Codes of a value and the grid they lie on: value = scale * (q - zero_point).
+struct Coded {
+  Tensor codes;  // u8
+  Grid grid;
+};
+
+class Var {
+ public:
+  Var() = default;
+  /// A constant: no gradient flows to it.
+  Var(Tensor value) : value_(std::move(value)), shape_(value_.shape()) {}  // NOLINT: a tensor is a value
+  /// A coded constant.
+  explicit Var(Coded coded);
+
+  bool defined() const { return value_.defined() || coded_ != nullptr; }
+  const Shape& shape() const { return shape_; }
+  /// The dense f32 value; decoded on first use when the Var holds only codes.
+  const Tensor& dense() const;
+  const Tensor& value() const { return dense(); }
+  /// The codes, or null for a dense value.
+  const Coded* coded() const { return coded_.get(); }
+  /// True when a gradient is wanted: the Var has a slot on the active tape.
+  bool tracked() const;
+
+ private:
+  friend class Tape;
+  mutable Tensor value_;
+  std::shared_ptr<const Coded> coded_;
+  Shape shape_;
+  int32_t slot_ = -1;
+  uint64_t tape_ = 0;
+};
+
+}  // namespace detent

@@ -1,0 +1,355 @@
+// The kernel table: one plain struct of function pointers per backend. Arguments are PODs over device memory.
+// The op layer infers shapes, validates and allocates; kernels only fill, check nothing and throw nothing (a name ending in _acc accumulates).
+// Images are [n,h,w,c]; conv weights [k,r,s,c/groups]; matrices are row-major. Kernels are called from any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "detent/core/allocator.h"
+#include "detent/core/device.h"
+#include "detent/core/math/conv_geometry.h"
+#include "detent/core/math/pointwise.h"
+#include "detent/core/math/quant_math.h"
+
+namespace detent {
+
+/// What happens to an accumulator before it is stored: + bias, clamp (ReLU is [0,inf)), quantize. Unused parts are null or infinite.
+struct Epilogue {
+  const float* bias = nullptr;  // [k]
+  float clamp_min = -std::numeric_limits<float>::infinity();
+  float clamp_max = std::numeric_limits<float>::infinity();  // NaN passes through the clamp
+  bool quantize = false;
+  Grid grid;                    // per tensor
+  float* y = nullptr;           // dense result; after quantization dequantize(q). May be null when codes are asked for
+  uint8_t* codes = nullptr;     // q as a byte (qmin >= 0, qmax <= 255), or null
+  int8_t* residual = nullptr;   // for the backward pass, or null: -128 = no gradient to x, else rint(254 * (v/s - rint(v/s))), see quant_math.h
+};
+
+/// The input of a convolution: dense f32, or codes of a grid (then x is null); codes read as scale * (q - zero_point).
+struct ConvInput {
+  const float* x = nullptr;
+  const uint8_t* codes = nullptr;
+  Grid grid;
+};
+
+struct Conv2dArgs {
+  ConvGeometry geometry;
+  ConvInput input;
+  const float* w = nullptr;
+  Epilogue epilogue;
+};
+
+struct Conv2dBackwardDataArgs {
+  ConvGeometry geometry;
+  const float* dy = nullptr;
+  const float* w = nullptr;
+  float* dx = nullptr;
+};
+
+struct Conv2dBackwardFilterArgs {
+  ConvGeometry geometry;
+  ConvInput input;
+  const float* dy = nullptr;
+  float* dw = nullptr;
+  float* dbias = nullptr;  // [k] or null
+};
+
+/// y[m,n] = alpha * op(a) * op(b) + beta * y; op(a) is [m,k], op(b) is [k,n].
+struct GemmArgs {
+  int64_t m = 0, n = 0, k = 0;
+  bool transpose_a = false, transpose_b = false;
+  float alpha = 1.0f, beta = 0.0f;
+  const float* a = nullptr;
+  const float* b = nullptr;
+  float* y = nullptr;
+};
+
+/// y = op(x); backward dx = dy * op'(x). The functors are in core/math/pointwise.h.
+struct PointwiseArgs {
+  Pointwise op;
+  const float* x = nullptr;
+  const float* y = nullptr;   // backward: the forward's result
+  const float* dy = nullptr;  // backward only
+  float* out = nullptr;
+  int64_t n = 0;
+};
+
+enum class BinaryOp : uint8_t { add, sub, mul, div };
+
+constexpr int kMaxLoopRank = 6;
+
+/// A loop nest with element strides for each operand; stride 0 broadcasts. Innermost dimension last.
+struct LoopNest {
+  int rank = 0;
+  int64_t extent[kMaxLoopRank] = {};
+  int64_t a_stride[kMaxLoopRank] = {};
+  int64_t b_stride[kMaxLoopRank] = {};
+  int64_t y_stride[kMaxLoopRank] = {};
+};
+
+struct BinaryArgs {
+  BinaryOp op = BinaryOp::add;
+  LoopNest loop;
+  const float* a = nullptr;
+  const float* b = nullptr;
+  float* y = nullptr;
+};
+
+/// y = copy of a over a loop nest with arbitrary (also negative) strides: slice, pad, concat, transpose. element_bytes is 1, 2, 4 or 8.
+struct StridedCopyArgs {
+  LoopNest loop;  // a_stride and y_stride are used
+  int64_t element_bytes = 4;
+  const void* a = nullptr;
+  void* y = nullptr;
+};
+
+/// y[...] = sum of a over the dimensions whose y_stride is 0 (y has as many elements as the others span). Fixed order.
+struct ReduceSumArgs {
+  LoopNest loop;  // a_stride and y_stride are used
+  const float* a = nullptr;
+  float* y = nullptr;
+  int64_t y_elements = 0;
+};
+
+struct PoolArgs {
+  ConvGeometry geometry;      // k == c
+  const float* x = nullptr;
+  float* y = nullptr;
+  int32_t* index = nullptr;   // max: h*W+w of the winner (first in row order wins; NaN wins)
+  bool count_include_pad = false;
+  int64_t pad_bottom = 0, pad_right = 0;  // average with count_include_pad counts explicit padding only
+};
+
+struct PoolBackwardArgs {
+  ConvGeometry geometry;
+  const float* dy = nullptr;
+  float* dx = nullptr;
+  const int32_t* index = nullptr;
+  bool count_include_pad = false;
+  int64_t pad_bottom = 0, pad_right = 0;
+};
+
+/// Batch norm over rows of [rows,c]. Statistics are mean and biased variance, gathered as mean and M2 per block and merged (Chan et al. 1983).
+struct BatchNormStatsArgs {
+  int64_t rows = 0, c = 0;
+  const float* x = nullptr;
+  float* mean = nullptr;
+  float* var = nullptr;
+};
+
+/// y = (x - mean) * (gamma / sqrt(var + eps)) + beta, then clamp to [clamp_min, clamp_max] (infinite: none).
+struct BatchNormArgs {
+  int64_t rows = 0, c = 0;
+  float eps = 1e-5f;
+  const float* x = nullptr;
+  const float* mean = nullptr;
+  const float* var = nullptr;
+  const float* gamma = nullptr;  // may be null: 1
+  const float* beta = nullptr;   // may be null: 0
+  float clamp_min = -std::numeric_limits<float>::infinity();
+  float clamp_max = std::numeric_limits<float>::infinity();
+  float* y = nullptr;
+};
+
+/// training: gradient through the batch statistics; else mean and var are constants.
+/// With a finite clamp, y (the clamped result) masks dy first: elements with y <= clamp_min or y >= clamp_max give no gradient.
+struct BatchNormBackwardArgs {
+  int64_t rows = 0, c = 0;
+  float eps = 1e-5f;
+  bool training = true;
+  const float* x = nullptr;
+  const float* y = nullptr;
+  const float* dy = nullptr;
+  const float* mean = nullptr;
+  const float* var = nullptr;
+  const float* gamma = nullptr;
+  float clamp_min = -std::numeric_limits<float>::infinity();
+  float clamp_max = std::numeric_limits<float>::infinity();
+  float* dx = nullptr;       // may be null
+  float* dgamma = nullptr;   // may be null
+  float* dbeta = nullptr;    // may be null
+};
+
+/// A tensor seen as [outer, channels, inner] for per-channel work; per tensor: channels == 1.
+struct ChannelView {
+  int64_t outer = 1, channels = 1, inner = 1;
+};
+
+struct FakeQuantArgs {
+  ChannelView view;
+  const float* x = nullptr;
+  const Grid* grids = nullptr;  // [channels]
+  float* y = nullptr;           // may be null when codes are asked for
+  void* codes = nullptr;        // u8 when qmin >= 0, else s8; null: none
+};
+
+/// y = scale * (codes - zero_point).
+struct DequantizeArgs {
+  const uint8_t* codes = nullptr;
+  Grid grid;
+  float* y = nullptr;
+  int64_t n = 0;
+};
+
+/// dx = dy inside the grid (decided on the rounded value), else 0. Per channel: scale_sum = sum dy * (inside ? rint(x/s) - x/s : q - z), clip_sum = sum dy * (1 - inside).
+/// range_grads_from_sums in quant_math.h turns the sums into dmin and dmax.
+struct FakeQuantBackwardArgs {
+  ChannelView view;
+  const float* x = nullptr;
+  const float* dy = nullptr;
+  const Grid* grids = nullptr;  // [channels]
+  float* dx = nullptr;          // may be null
+  double* scale_sum = nullptr;  // [channels] or null
+  double* clip_sum = nullptr;   // [channels] or null
+};
+
+/// Per channel minimum and maximum; nan[c] counts NaNs, which are left out of min and max. Empty: min = +inf, max = -inf.
+struct MinMaxArgs {
+  ChannelView view;
+  const float* x = nullptr;
+  float* min = nullptr;
+  float* max = nullptr;
+  int64_t* nan = nullptr;
+};
+
+/// counts[i] += number of x with bin i = clamp-free round-half-away(x/width - lo/width) in float, as AIMET's core counts; values outside are dropped, or
+/// counted in the end bins when clamp_ends.
+struct HistogramArgs {
+  const float* x = nullptr;
+  int64_t n = 0;
+  float lo = 0.0f, width = 1.0f;
+  int bins = 512;
+  bool centred = true;     // false: bin = floor((x - lo) / width)
+  bool clamp_ends = false;
+  double* counts = nullptr;
+};
+
+enum class ResizeMode : uint8_t { nearest, bilinear };
+enum class ResizeCoordinates : uint8_t { half_pixel, asymmetric, align_corners, pytorch_half_pixel };
+
+struct ResizeArgs {
+  int64_t n = 0, h = 0, w = 0, c = 0, oh = 0, ow = 0;
+  ResizeMode mode = ResizeMode::nearest;
+  ResizeCoordinates coordinates = ResizeCoordinates::half_pixel;
+  bool nearest_floor = true;  // false: round_prefer_floor
+  const float* x = nullptr;   // backward: dy
+  float* y = nullptr;         // backward: dx
+};
+
+/// Rows of [rows,c].
+struct SoftmaxArgs {
+  int64_t rows = 0, c = 0;
+  const float* x = nullptr;   // backward: y
+  const float* dy = nullptr;  // backward only
+  float* y = nullptr;         // backward: dx
+};
+
+/// Cross-entropy of softmax(logits / temperature) with integer labels (null: with the distribution target). loss[rows]; dlogits = (p - t) * row_scale / temperature.
+struct CrossEntropyArgs {
+  int64_t rows = 0, c = 0;
+  const float* logits = nullptr;
+  const int64_t* labels = nullptr;
+  const float* target = nullptr;  // [rows,c]
+  float temperature = 1.0f;
+  float label_smoothing = 0.0f;   // labels only
+  float* loss = nullptr;          // [rows], or null
+  float row_scale = 1.0f;
+  float* dlogits = nullptr;       // [rows,c], or null
+};
+
+struct SgdTensor {
+  float* w = nullptr;
+  const float* g = nullptr;
+  float* momentum = nullptr;  // null: plain SGD
+  int64_t n = 0;
+  float learning_rate = 0.0f;
+  float weight_decay = 0.0f;
+};
+
+/// v = momentum * v + (g + wd * w); w -= lr * (nesterov ? g + wd*w + momentum * v : v). As PyTorch and TensorFlow's Momentum.
+struct SgdArgs {
+  const SgdTensor* tensors = nullptr;
+  int64_t count = 0;
+  float momentum = 0.0f;
+  bool nesterov = false;
+};
+
+struct AdamTensor {
+  float* w = nullptr;
+  const float* g = nullptr;
+  float* m = nullptr;
+  float* v = nullptr;
+  int64_t n = 0;
+  float learning_rate = 0.0f;
+  float weight_decay = 0.0f;
+};
+
+/// Kingma & Ba 2015; decoupled: weight decay as in AdamW (Loshchilov & Hutter 2019). step counts from 1.
+struct AdamArgs {
+  const AdamTensor* tensors = nullptr;
+  int64_t count = 0;
+  float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f;
+  bool decoupled = false;
+  int64_t step = 1;
+};
+
+struct Kernels {
+  const char* name;
+  void (*fill)(float* y, float value, int64_t n);
+  void (*accumulate)(float* y, const float* x, int64_t n);               // y += x
+  void (*scale)(float* y, const float* x, float factor, int64_t n);       // y = factor * x
+  int64_t (*count_nonfinite)(const float* x, int64_t n);
+  void (*conv2d)(const Conv2dArgs&);
+  void (*conv2d_backward_data)(const Conv2dBackwardDataArgs&);
+  void (*conv2d_backward_filter)(const Conv2dBackwardFilterArgs&);
+  void (*gemm)(const GemmArgs&);
+  void (*pointwise)(const PointwiseArgs&);
+  void (*pointwise_backward)(const PointwiseArgs&);
+  void (*binary)(const BinaryArgs&);
+  void (*strided_copy)(const StridedCopyArgs&);
+  void (*reduce_sum)(const ReduceSumArgs&);
+  void (*max_pool)(const PoolArgs&);
+  void (*max_pool_backward)(const PoolBackwardArgs&);
+  void (*average_pool)(const PoolArgs&);
+  void (*average_pool_backward)(const PoolBackwardArgs&);
+  void (*batch_norm_stats)(const BatchNormStatsArgs&);
+  void (*batch_norm)(const BatchNormArgs&);
+  void (*batch_norm_backward)(const BatchNormBackwardArgs&);
+  void (*fake_quant)(const FakeQuantArgs&);
+  void (*dequantize)(const DequantizeArgs&);
+  void (*fake_quant_backward)(const FakeQuantBackwardArgs&);
+  void (*min_max)(const MinMaxArgs&);
+  void (*histogram_acc)(const HistogramArgs&);
+  void (*resize)(const ResizeArgs&);
+  void (*resize_backward)(const ResizeArgs&);
+  void (*softmax)(const SoftmaxArgs&);
+  void (*softmax_backward)(const SoftmaxArgs&);
+  void (*cross_entropy)(const CrossEntropyArgs&);
+  void (*sgd_step)(const SgdArgs&);
+  void (*adam_step)(const AdamArgs&);
+};
+
+/// A device's memory and kernels.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual CachingAllocator& allocator() = 0;
+  virtual const Kernels& kernels() const = 0;
+  virtual void copy(void* dst, Device dst_device, const void* src, Device src_device, size_t bytes) = 0;
+  virtual void zero(void* dst, size_t bytes) = 0;
+  virtual void synchronize() = 0;
+  virtual const char* description() const = 0;  ///< processor or GPU and the instruction set in use
+
+  void* allocate(size_t bytes) { return allocator().allocate(bytes); }
+  void release(void* p, size_t bytes) noexcept { allocator().release(p, bytes); }
+};
+
+/// The backend of a device; throws Error when it is not built in or the device does not exist.
+Backend& backend(Device device);
+
+/// True when backend(device) would succeed.
+bool device_available(Device device);
+
+}  // namespace detent
