@@ -132,7 +132,7 @@ class Pool {
 };
 
 Pool& pool() {
-  static Pool& p = [] -> Pool& {
+  static Pool& p = []() -> Pool& {
     static Pool instance;
     instance.resize(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
     return instance;

@@ -4,5 +4,5 @@
 #if defined(__CUDACC__)
 #define DETENT_HD __host__ __device__ __forceinline__
 #else
-#define DETENT_HD [[gnu::always_inline]] inline
+#define DETENT_HD __attribute__((always_inline)) inline
 #endif
