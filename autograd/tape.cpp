@@ -11,7 +11,7 @@ thread_local uint64_t active_id = 0;
 std::atomic<uint64_t> next_id{1};
 }  // namespace
 
-Var::Var(Coded coded) : coded_(std::make_shared<const Coded>(std::move(coded))), shape_(coded_->codes.shape()) {}
+Var::Var(Coded coded) : coded_(std::make_shared<const Coded>(std::move(coded))), shape_(coded_->codes.shape()) { set_grids({coded_->grid}); }
 
 const Tensor& Var::dense() const {
   if (!value_.defined() && coded_) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "detent/core/math/quant_math.h"
 #include "detent/core/tensor.h"
@@ -38,6 +39,10 @@ class Var {
   const Tensor& value() const { return dense(); }
   /// The codes, or null for a dense value.
   const Coded* coded() const { return coded_.get(); }
+  /// The grids that the value lies on (one, or one per channel), or null: set by fake-quant ops, kept by ops that only move elements.
+  const std::vector<Grid>* grids() const { return grids_.get(); }
+  void set_grids(std::vector<Grid> grids) { grids_ = std::make_shared<const std::vector<Grid>>(std::move(grids)); }
+  void inherit_grids(const Var& other) { grids_ = other.grids_; }
   /// True when a gradient is wanted: the Var has a slot on the active tape.
   bool tracked() const;
 
@@ -45,6 +50,7 @@ class Var {
   friend class Tape;
   mutable Tensor value_;
   std::shared_ptr<const Coded> coded_;
+  std::shared_ptr<const std::vector<Grid>> grids_;
   Shape shape_;
   int32_t slot_ = -1;
   uint64_t tape_ = 0;

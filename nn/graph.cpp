@@ -1,0 +1,248 @@
+#include "detent/nn/graph.h"
+
+#include <algorithm>
+
+#include "detent/core/error.h"
+
+namespace detent::nn {
+
+Graph::Graph() = default;
+Graph::~Graph() = default;
+Graph::Graph(Graph&&) noexcept = default;
+Graph& Graph::operator=(Graph&&) noexcept = default;
+
+static Shape with_batch(const Shape& shape) {
+  std::vector<int64_t> e{1};
+  for (int64_t d : shape.extents()) e.push_back(d);
+  return Shape(std::span<const int64_t>(e));
+}
+
+Value Graph::input(const std::string& name, const Shape& shape) {
+  DETENT_CHECK(find_value(name).id < 0, "graph: the name \"", name, "\" is taken; names are keys and must be unique");
+  values_.push_back({name, with_batch(shape), -1, nullptr});
+  inputs_.push_back({value_count() - 1});
+  return inputs_.back();
+}
+
+Value Graph::add(const std::string& name, std::unique_ptr<Module> module, std::vector<Value> inputs) {
+  DETENT_CHECK(!name.empty(), "graph: a node needs a name");
+  DETENT_CHECK(find_value(name).id < 0, "graph: the name \"", name, "\" is taken; names are keys and must be unique");
+  std::vector<Shape> shapes;
+  for (Value v : inputs) shapes.push_back(value(v).shape);
+  const OpDesc desc = module->describe();
+  Shape shape;
+  try {
+    shape = module->infer(shapes);
+  } catch (const Error& e) {
+    fail("graph: node \"", name, "\" (", desc.op, "): ", e.what());
+  }
+  Visitor naming;
+  naming.parameter = [](Parameter&) {};
+  naming.buffer = [](const std::string&, Tensor&) {};
+  module->visit(name, naming);
+  const Value out{value_count()};
+  values_.push_back({name, shape, static_cast<int>(nodes_.size()), nullptr});
+  nodes_.push_back({name, std::move(module), std::move(inputs), out, desc.op});
+  return out;
+}
+
+void Graph::output(Value v) {
+  value(v);
+  outputs_.push_back(v);
+}
+
+const Graph::ValueInfo& Graph::value(Value v) const {
+  DETENT_CHECK(v.id >= 0 && v.id < value_count(), "graph: value ", v.id, " does not exist");
+  return values_[static_cast<size_t>(v.id)];
+}
+
+Graph::ValueInfo& Graph::value(Value v) { return const_cast<ValueInfo&>(std::as_const(*this).value(v)); }
+
+const Graph::Node* Graph::find(const std::string& name) const {
+  for (const Node& n : nodes_) {
+    if (n.name == name) return &n;
+  }
+  return nullptr;
+}
+
+Graph::Node* Graph::find(const std::string& name) { return const_cast<Node*>(std::as_const(*this).find(name)); }
+
+Value Graph::find_value(const std::string& name) const {
+  for (int i = 0; i < value_count(); ++i) {
+    if (values_[static_cast<size_t>(i)].name == name) return {i};
+  }
+  return {};
+}
+
+std::vector<int> Graph::consumers(Value v) const {
+  std::vector<int> found;
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    for (Value in : nodes_[i].inputs) {
+      if (in == v) found.push_back(static_cast<int>(i));
+    }
+  }
+  return found;
+}
+
+bool Graph::is_output(Value v) const { return std::find(outputs_.begin(), outputs_.end(), v) != outputs_.end(); }
+
+Value Graph::scores() const {
+  DETENT_CHECK(!outputs_.empty(), "graph: no output was declared");
+  const Value out = outputs_[0];
+  const int producer = value(out).producer;
+  if (producer >= 0 && nodes_[static_cast<size_t>(producer)].op == "Softmax") return nodes_[static_cast<size_t>(producer)].inputs[0];
+  return out;
+}
+
+void Graph::remove_node(int node) {
+  // The value of a removed node stays as an unreachable entry: ids of the others do not move.
+  nodes_.erase(nodes_.begin() + node);
+  for (ValueInfo& v : values_) {
+    if (v.producer > node) --v.producer;
+  }
+}
+
+void Graph::bypass(int node) {
+  const Node& n = nodes_[static_cast<size_t>(node)];
+  DETENT_CHECK(n.inputs.size() == 1 && value(n.inputs[0]).shape == value(n.output).shape, "graph: node \"", n.name, "\" cannot be bypassed: it changes the shape");
+  const Value from = n.output, to = n.inputs[0];
+  for (Node& m : nodes_) std::replace(m.inputs.begin(), m.inputs.end(), from, to);
+  std::replace(outputs_.begin(), outputs_.end(), from, to);
+  value(from).producer = -1;
+  value(from).name.clear();
+  remove_node(node);
+}
+
+void Graph::absorb(int node) {
+  const Node& n = nodes_[static_cast<size_t>(node)];
+  const Value gone = n.inputs[0], stays = n.output;
+  const int producer = value(gone).producer;
+  DETENT_CHECK(producer >= 0 && consumers(gone).size() == 1 && !is_output(gone), "graph: node \"", n.name, "\" cannot be absorbed: its input has other readers");
+  nodes_[static_cast<size_t>(producer)].output = stays;
+  value(stays).producer = producer;
+  value(gone).producer = -1;
+  value(gone).name.clear();
+  remove_node(node);
+}
+
+void Graph::replace(int node, std::unique_ptr<Module> module) {
+  Node& n = nodes_[static_cast<size_t>(node)];
+  std::vector<Shape> shapes;
+  for (Value v : n.inputs) shapes.push_back(value(v).shape);
+  const Shape shape = module->infer(shapes);
+  DETENT_CHECK(shape == value(n.output).shape, "graph: replacing \"", n.name, "\" would change its shape from ", value(n.output).shape, " to ", shape);
+  Visitor naming;
+  naming.parameter = [](Parameter&) {};
+  naming.buffer = [](const std::string&, Tensor&) {};
+  module->visit(n.name, naming);
+  n.op = module->describe().op;
+  n.module = std::move(module);
+}
+
+bool Graph::training() const { return mode_ == Mode::automatic ? grad_enabled() : mode_ == Mode::training; }
+
+Var Graph::operator()(const Tensor& images) {
+  DETENT_CHECK(inputs_.size() == 1, "graph: called with one input, but it has ", inputs_.size());
+  const Var in(images);
+  // Every declared output runs too (a Softmax behind the scores has a quantizer to calibrate).
+  std::vector<Value> wanted{scores()};
+  for (Value v : outputs_) wanted.push_back(v);
+  return run({.training = training()}, {&in, 1}, wanted)[0];
+}
+
+std::vector<Var> Graph::forward(const Context& context, std::span<const Var> inputs) { return run(context, inputs, outputs_); }
+
+std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted) {
+  DETENT_CHECK(inputs.size() == inputs_.size(), "graph: ", inputs.size(), " inputs given, ", inputs_.size(), " expected");
+  std::vector<Var> vars(values_.size());
+  std::vector<int> uses(values_.size(), 0);
+  for (const Node& n : nodes_) {
+    for (Value v : n.inputs) ++uses[static_cast<size_t>(v.id)];
+  }
+  for (Value v : wanted) ++uses[static_cast<size_t>(v.id)];
+  const auto place = [&](Value v, Var x) {
+    const ValueInfo& info = values_[static_cast<size_t>(v.id)];
+    if (!tap_ && !info.transform) {
+      vars[static_cast<size_t>(v.id)] = std::move(x);
+      return;
+    }
+    Var y = info.transform ? info.transform->apply(context, x) : x;
+    if (tap_) tap_(v, x, y);
+    vars[static_cast<size_t>(v.id)] = std::move(y);
+  };
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const ValueInfo& info = value(inputs_[i]);
+    const Shape& s = inputs[i].shape();
+    bool fits = s.rank() == info.shape.rank() && s[0] > 0;
+    for (int d = 1; fits && d < s.rank(); ++d) fits = s[d] == info.shape[d];
+    DETENT_CHECK(fits, "graph: input \"", info.name, "\" is ", s, ", expected ", info.shape, " with any batch size of at least 1");
+    place(inputs_[i], inputs[i]);
+  }
+  std::vector<Var> in;
+  for (const Node& n : nodes_) {
+    in.clear();
+    for (Value v : n.inputs) {
+      in.push_back(vars[static_cast<size_t>(v.id)]);
+      if (--uses[static_cast<size_t>(v.id)] == 0) vars[static_cast<size_t>(v.id)] = Var();
+    }
+    if (uses[static_cast<size_t>(n.output.id)] == 0) continue;
+    Var y = n.module->forward(context, in);
+    if (n.module->preserves_grid()) y.inherit_grids(in[0]);
+    in.clear();
+    place(n.output, std::move(y));
+  }
+  std::vector<Var> result;
+  for (Value v : wanted) result.push_back(vars[static_cast<size_t>(v.id)]);
+  return result;
+}
+
+void Graph::visit(Visitor& visitor, bool with_transforms) {
+  Visitor outer;
+  outer.buffer = [&](const std::string& name, Tensor& t) {
+    if (visitor.buffer) visitor.buffer(name, t);
+  };
+  outer.parameter = [&](Parameter& p) {
+    if (visitor.parameter) visitor.parameter(p);
+    if (with_transforms && p.transform) p.transform->visit(p.name, visitor);
+  };
+  if (with_transforms) {
+    for (Value v : inputs_) {
+      if (value(v).transform) value(v).transform->visit(value(v).name, visitor);
+    }
+  }
+  for (Node& n : nodes_) {
+    n.module->visit(n.name, outer);
+    const ValueInfo& out = value(n.output);
+    if (with_transforms && out.transform) out.transform->visit(out.name, visitor);
+  }
+}
+
+std::vector<Parameter*> Graph::parameters() {
+  std::vector<Parameter*> all;
+  Visitor v;
+  v.parameter = [&](Parameter& p) {
+    // A tied transform sits in several slots; it is one set of parameters.
+    if (std::find(all.begin(), all.end(), &p) == all.end()) all.push_back(&p);
+  };
+  visit(v);
+  return all;
+}
+
+std::vector<std::pair<std::string, Tensor*>> Graph::state() {
+  std::vector<std::pair<std::string, Tensor*>> all;
+  Visitor v;
+  v.parameter = [&](Parameter& p) { all.emplace_back(p.name, &p.value); };
+  v.buffer = [&](const std::string& name, Tensor& t) { all.emplace_back(name, &t); };
+  visit(v, false);
+  return all;
+}
+
+int64_t Graph::parameter_count() {
+  int64_t n = 0;
+  Visitor v;
+  v.parameter = [&](Parameter& p) { n += p.value.elements(); };
+  visit(v, false);
+  return n;
+}
+
+}  // namespace detent::nn

@@ -1,0 +1,111 @@
+// Graph: a network as a list of uniquely named nodes, each owning a Module; edges are values whose shapes are known before anything runs.
+// Names are the keys of checkpoints, encodings, exports and messages. Passes that change meaning edit the Graph.
+// A Graph is used by one thread at a time; different Graphs may run in different threads at once.
+#pragma once
+
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "detent/nn/module.h"
+
+namespace detent::nn {
+
+/// Handle of a value in a Graph.
+struct Value {
+  int id = -1;
+  friend bool operator==(Value, Value) = default;
+};
+
+/// Batch norm's mode: automatic = training while a Tape is active on this thread.
+enum class Mode : uint8_t { automatic, training, evaluation };
+
+class Graph {
+ public:
+  struct Node {
+    std::string name;
+    std::unique_ptr<Module> module;
+    std::vector<Value> inputs;
+    Value output;
+    std::string op;  ///< module->describe().op
+  };
+  struct ValueInfo {
+    std::string name;
+    Shape shape;        ///< with batch size 1
+    int producer = -1;  ///< index into nodes(), -1 for a graph input
+    std::shared_ptr<Transform> transform;  ///< applied to the value for all its consumers
+  };
+
+  Graph();
+  ~Graph();
+  Graph(Graph&&) noexcept;
+  Graph& operator=(Graph&&) noexcept;
+
+  /// An input; `shape` without the batch dimension, e.g. {224,224,3}.
+  Value input(const std::string& name, const Shape& shape);
+  /// Appends a node; throws Error when the name is taken or the shapes do not fit. The value has the node's name.
+  Value add(const std::string& name, std::unique_ptr<Module> module, std::vector<Value> inputs);
+  template <class M, class... Args>
+  Value add(const std::string& name, std::vector<Value> inputs, Args&&... args) {
+    return add(name, std::make_unique<M>(std::forward<Args>(args)...), std::move(inputs));
+  }
+  /// Declares an output, in order.
+  void output(Value v);
+
+  const std::vector<Node>& nodes() const { return nodes_; }
+  std::vector<Node>& nodes() { return nodes_; }
+  const ValueInfo& value(Value v) const;
+  ValueInfo& value(Value v);
+  const std::vector<Value>& inputs() const { return inputs_; }
+  const std::vector<Value>& outputs() const { return outputs_; }
+  int value_count() const { return static_cast<int>(values_.size()); }
+  /// The node of a name, or null.
+  Node* find(const std::string& name);
+  const Node* find(const std::string& name) const;
+  Value find_value(const std::string& name) const;
+  /// Indices of the nodes that read a value (a node that reads it twice appears twice).
+  std::vector<int> consumers(Value v) const;
+  bool is_output(Value v) const;
+  /// What losses and accuracies read: the first output, or the value before it when it is a Softmax.
+  Value scores() const;
+
+  /// Removes a node with one input that keeps the shape; its consumers read its input instead (a graph output moves too).
+  void bypass(int node);
+  /// The same when the surviving name must be the removed node's: the producer's output takes the value of the removed node.
+  void absorb(int node);
+  /// Puts another module in a node's place; inputs unchanged. Throws Error when the output shape would change.
+  void replace(int node, std::unique_ptr<Module> module);
+
+  void set_mode(Mode mode) { mode_ = mode; }
+  Mode mode() const { return mode_; }
+
+  /// Runs the network on images [n,h,w,c] and returns the scores [n,classes].
+  Var operator()(const Tensor& images);
+  /// Runs with every input given; returns every output.
+  std::vector<Var> forward(const Context& context, std::span<const Var> inputs);
+  /// Called with each value before and after its transform, in execution order; empty = none. For calibration reports and layer dumps.
+  using Tap = std::function<void(Value, const Var& before, const Var& after)>;
+  void set_tap(Tap tap) { tap_ = std::move(tap); }
+
+  /// All parameters, in node order, those of transforms (learned ranges) included.
+  std::vector<Parameter*> parameters();
+  /// Name -> tensor of parameters and buffers without those of transforms: what a weight file holds.
+  std::vector<std::pair<std::string, Tensor*>> state();
+  void visit(Visitor& visitor, bool with_transforms = true);
+  int64_t parameter_count();
+
+ private:
+  std::vector<Var> run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted);
+  void remove_node(int node);
+  bool training() const;
+
+  std::vector<Node> nodes_;
+  std::vector<ValueInfo> values_;
+  std::vector<Value> inputs_, outputs_;
+  Mode mode_ = Mode::automatic;
+  Tap tap_;
+};
+
+}  // namespace detent::nn

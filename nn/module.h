@@ -1,0 +1,73 @@
+// Parameters, transforms and modules: what a Graph's nodes are made of. Not thread-safe: one thread uses a module at a time.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "detent/autograd/tape.h"
+
+namespace detent::nn {
+
+/// What a forward pass is told; passed, never global.
+struct Context {
+  bool training = false;  ///< batch norm uses and updates batch statistics
+};
+
+struct Visitor;
+
+/// Sits in the slot of a Parameter or of a Graph value and changes what its users see; quant::Quantizer is one.
+class Transform {
+ public:
+  virtual ~Transform() = default;
+  virtual Var apply(const Context& context, const Var& x) = 0;
+  /// Its own parameters (learned ranges), named under the slot's name.
+  virtual void visit(const std::string& prefix, Visitor& visitor) = 0;
+};
+
+/// A named tensor the optimizer may change. `name` is the key of checkpoints, encodings and exports: "conv1.weight".
+struct Parameter : Leaf {
+  std::string name;
+  bool weight_decay = true;          ///< false: the optimizer leaves it undecayed (biases of ranges, norms when asked)
+  float learning_rate_scale = 1.0f;
+  std::shared_ptr<Transform> transform;
+
+  /// The parameter as modules see it: the leaf, behind its transform when there is one.
+  Var var(const Context& context) {
+    Var v = Tape::leaf(*this);
+    return transform ? transform->apply(context, v) : v;
+  }
+};
+
+/// Sees every parameter and buffer of a module or graph by full name.
+struct Visitor {
+  std::function<void(Parameter&)> parameter;
+  std::function<void(const std::string& name, Tensor&)> buffer;
+};
+
+using Attribute = std::variant<int64_t, float, std::string, std::vector<int64_t>>;
+
+/// A node as exporters see it: ONNX operator name and attributes, spatial axes in h, w order.
+struct OpDesc {
+  std::string op;
+  std::map<std::string, Attribute> attributes;
+};
+
+class Module {
+ public:
+  virtual ~Module() = default;
+  virtual OpDesc describe() const = 0;
+  /// Output shape from input shapes; throws Error when they do not fit.
+  virtual Shape infer(std::span<const Shape> inputs) const = 0;
+  virtual Var forward(const Context& context, std::span<const Var> inputs) = 0;
+  /// Parameters and buffers; their names are set by the Graph from the node's name.
+  virtual void visit(const std::string& prefix, Visitor& visitor) { (void)prefix, (void)visitor; }
+  /// True when every output element is one of the input's elements (or zero): then the output lies on the input's grid.
+  virtual bool preserves_grid() const { return false; }
+};
+
+}  // namespace detent::nn
