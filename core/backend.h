@@ -12,6 +12,7 @@
 #include "detent/core/math/conv_geometry.h"
 #include "detent/core/math/pointwise.h"
 #include "detent/core/math/quant_math.h"
+#include "detent/core/math/resize_math.h"
 
 namespace detent {
 
@@ -194,7 +195,7 @@ struct DequantizeArgs {
 };
 
 /// dx = dy inside the grid (decided on the rounded value), else 0. Per channel: scale_sum = sum dy * (inside ? rint(x/s) - x/s : q - z), clip_sum = sum dy * (1 - inside).
-/// range_grads_from_sums in quant_math.h turns the sums into dmin and dmax.
+/// A NaN x gives neither. range_grads_from_sums in quant_math.h turns the sums into dmin and dmax.
 struct FakeQuantBackwardArgs {
   ChannelView view;
   const float* x = nullptr;
@@ -225,9 +226,6 @@ struct HistogramArgs {
   bool clamp_ends = false;
   double* counts = nullptr;
 };
-
-enum class ResizeMode : uint8_t { nearest, bilinear };
-enum class ResizeCoordinates : uint8_t { half_pixel, asymmetric, align_corners, pytorch_half_pixel };
 
 struct ResizeArgs {
   int64_t n = 0, h = 0, w = 0, c = 0, oh = 0, ow = 0;

@@ -1,0 +1,158 @@
+// Max and average pooling, NHWC. A window that lies wholly in the padding gives -inf (max, index -1) or 0 (average).
+#include <limits>
+
+#include "detent/backends/cpu/kernels.h"
+#include "detent/backends/cpu/loop.h"
+
+namespace detent::cpu {
+namespace {
+
+constexpr int64_t kChannelBlock = 64;
+
+struct Window {
+  int64_t r0, r1, s0, s1;  // the filter positions that fall inside the image
+  int64_t h0, w0;          // image position of filter position (0,0), may be negative
+};
+
+void clip_axis(int64_t start, int64_t window, int64_t dilation, int64_t extent, int64_t* first, int64_t* last) {
+  *first = start < 0 ? std::min(window, (-start + dilation - 1) / dilation) : 0;
+  *last = start >= extent ? 0 : std::min(window, (extent - 1 - start) / dilation + 1);
+  *last = std::max(*first, *last);
+}
+
+Window window_at(const ConvGeometry& g, int64_t oh, int64_t ow) {
+  Window v;
+  v.h0 = oh * g.stride_h - g.pad_top;
+  v.w0 = ow * g.stride_w - g.pad_left;
+  clip_axis(v.h0, g.r, g.dilation_h, g.h, &v.r0, &v.r1);
+  clip_axis(v.w0, g.s, g.dilation_w, g.w, &v.s0, &v.s1);
+  return v;
+}
+
+// Filter positions counted along one axis: inside the image, or inside the image and its explicit padding.
+int64_t counted(int64_t start, int64_t window, int64_t dilation, int64_t extent, int64_t pad_begin, int64_t pad_end) {
+  int64_t first, last;
+  clip_axis(start + pad_begin, window, dilation, extent + pad_begin + pad_end, &first, &last);
+  return last - first;
+}
+
+template <class Args>
+float average_weight(const Args& a, const Window& v) {
+  const ConvGeometry& g = a.geometry;
+  int64_t n = (v.r1 - v.r0) * (v.s1 - v.s0);
+  if (a.count_include_pad) n = counted(v.h0, g.r, g.dilation_h, g.h, g.pad_top, a.pad_bottom) * counted(v.w0, g.s, g.dilation_w, g.w, g.pad_left, a.pad_right);
+  return n > 0 ? static_cast<float>(n) : 1.0f;
+}
+
+int64_t channel_blocks(const ConvGeometry& g) { return (g.c + kChannelBlock - 1) / kChannelBlock; }
+
+}  // namespace
+
+void max_pool(const PoolArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t grain = std::max<int64_t>(1, kGrain / 4 / std::max<int64_t>(1, g.c * g.r * g.s));
+  parallel_for(g.n * g.oh * g.ow, grain, [&](int64_t begin, int64_t end) {
+    int32_t where[kChannelBlock];
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t n = p / (g.oh * g.ow);
+      const Window v = window_at(g, p / g.ow % g.oh, p % g.ow);
+      for (int64_t c0 = 0; c0 < g.c; c0 += kChannelBlock) {
+        const int64_t cn = std::min(kChannelBlock, g.c - c0);
+        float* y = a.y + p * g.c + c0;
+        for (int64_t c = 0; c < cn; ++c) {
+          y[c] = -std::numeric_limits<float>::infinity();
+          where[c] = -1;
+        }
+        for (int64_t r = v.r0; r < v.r1; ++r) {
+          for (int64_t s = v.s0; s < v.s1; ++s) {
+            const int64_t h = v.h0 + r * g.dilation_h, w = v.w0 + s * g.dilation_w;
+            const float* x = a.x + ((n * g.h + h) * g.w + w) * g.c + c0;
+            const int32_t here = static_cast<int32_t>(h * g.w + w);
+            for (int64_t c = 0; c < cn; ++c) {
+              // A NaN enters once and stays: it is not less than or equal to anything.
+              const bool take = (!(x[c] <= y[c]) && y[c] == y[c]) || where[c] < 0;
+              y[c] = take ? x[c] : y[c];
+              where[c] = take ? here : where[c];
+            }
+          }
+        }
+        if (a.index) {
+          for (int64_t c = 0; c < cn; ++c) a.index[p * g.c + c0 + c] = where[c];
+        }
+      }
+    }
+  });
+}
+
+void max_pool_backward(const PoolBackwardArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t blocks = channel_blocks(g);
+  parallel_chunks(g.n * blocks, [&](int64_t i) {
+    const int64_t n = i / blocks, c0 = i % blocks * kChannelBlock, cn = std::min(kChannelBlock, g.c - c0);
+    float* dx = a.dx + n * g.h * g.w * g.c + c0;
+    for (int64_t p = 0; p < g.h * g.w; ++p) {
+      for (int64_t c = 0; c < cn; ++c) dx[p * g.c + c] = 0.0f;
+    }
+    for (int64_t p = 0; p < g.oh * g.ow; ++p) {
+      const int64_t y = (n * g.oh * g.ow + p) * g.c + c0;
+      for (int64_t c = 0; c < cn; ++c) {
+        const int64_t where = a.index[y + c];
+        if (where >= 0) dx[where * g.c + c] += a.dy[y + c];
+      }
+    }
+  });
+}
+
+void average_pool(const PoolArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t grain = std::max<int64_t>(1, kGrain / 4 / std::max<int64_t>(1, g.c * g.r * g.s));
+  parallel_for(g.n * g.oh * g.ow, grain, [&](int64_t begin, int64_t end) {
+    float row[kChannelBlock];
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t n = p / (g.oh * g.ow);
+      const Window v = window_at(g, p / g.ow % g.oh, p % g.ow);
+      const float weight = average_weight(a, v);
+      for (int64_t c0 = 0; c0 < g.c; c0 += kChannelBlock) {
+        const int64_t cn = std::min(kChannelBlock, g.c - c0);
+        float* y = a.y + p * g.c + c0;
+        for (int64_t c = 0; c < cn; ++c) y[c] = 0.0f;
+        // A sum of row sums loses less than one long sum over a whole feature map.
+        for (int64_t r = v.r0; r < v.r1; ++r) {
+          for (int64_t c = 0; c < cn; ++c) row[c] = 0.0f;
+          const float* x = a.x + ((n * g.h + v.h0 + r * g.dilation_h) * g.w + v.w0) * g.c + c0;
+          for (int64_t s = v.s0; s < v.s1; ++s) {
+            const float* xs = x + s * g.dilation_w * g.c;
+            for (int64_t c = 0; c < cn; ++c) row[c] += xs[c];
+          }
+          for (int64_t c = 0; c < cn; ++c) y[c] += row[c];
+        }
+        for (int64_t c = 0; c < cn; ++c) y[c] /= weight;
+      }
+    }
+  });
+}
+
+void average_pool_backward(const PoolBackwardArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t blocks = channel_blocks(g);
+  parallel_chunks(g.n * blocks, [&](int64_t i) {
+    const int64_t n = i / blocks, c0 = i % blocks * kChannelBlock, cn = std::min(kChannelBlock, g.c - c0);
+    float* dx = a.dx + n * g.h * g.w * g.c + c0;
+    for (int64_t p = 0; p < g.h * g.w; ++p) {
+      for (int64_t c = 0; c < cn; ++c) dx[p * g.c + c] = 0.0f;
+    }
+    for (int64_t p = 0; p < g.oh * g.ow; ++p) {
+      const Window v = window_at(g, p / g.ow, p % g.ow);
+      const float weight = average_weight(a, v);
+      const float* dy = a.dy + (n * g.oh * g.ow + p) * g.c + c0;
+      for (int64_t r = v.r0; r < v.r1; ++r) {
+        for (int64_t s = v.s0; s < v.s1; ++s) {
+          float* d = dx + ((v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w) * g.c;
+          for (int64_t c = 0; c < cn; ++c) d[c] += dy[c] / weight;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace detent::cpu

@@ -1,0 +1,35 @@
+// Update rules of the optimizers for one parameter, once, for host and device.
+#pragma once
+
+#include <cmath>
+
+#include "detent/core/math/hd.h"
+
+namespace detent {
+
+/// v = momentum * v + (g + wd * w); w -= lr * (nesterov ? g + wd*w + momentum * v : v). Without momentum v is the gradient itself.
+DETENT_HD void sgd_update(float& w, float g, float& v, float lr, float weight_decay, float momentum, bool nesterov) {
+  const float d = g + weight_decay * w;
+  v = momentum * v + d;
+  w -= lr * (nesterov ? d + momentum * v : v);
+}
+
+struct AdamFactors {
+  float beta1, beta2, eps;
+  float step_size_factor;      ///< 1 / (1 - beta1^t)
+  float sqrt_correction;       ///< sqrt(1 - beta2^t)
+};
+
+/// Kingma & Ba 2015, algorithm 1, in the order of its section 2 (bias corrections folded into the step); decoupled: Loshchilov & Hutter 2019, algorithm 2.
+DETENT_HD void adam_update(float& w, float g, float& m, float& v, float lr, float weight_decay, bool decoupled, const AdamFactors& f) {
+  if (decoupled) {
+    w -= lr * weight_decay * w;
+  } else {
+    g += weight_decay * w;
+  }
+  m = f.beta1 * m + (1.0f - f.beta1) * g;
+  v = f.beta2 * v + (1.0f - f.beta2) * g * g;
+  w -= lr * f.step_size_factor * m / (sqrtf(v) / f.sqrt_correction + f.eps);
+}
+
+}  // namespace detent
