@@ -1,6 +1,7 @@
 #include "detent/nn/graph.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "detent/core/error.h"
 

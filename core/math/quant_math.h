@@ -46,6 +46,14 @@ DETENT_HD float dequantize(int32_t q, const Grid& g) { return g.scale * static_c
 
 DETENT_HD float fake_quantize(float x, const Grid& g) { return g.scale * (quantize_to_float(x, g) - static_cast<float>(g.zero_point)); }
 
+/// A bias as an integer target holds it: int32 on the grid s_x * s_w (ONNX QLinearConv), back in float. Saturates like the int32 would.
+DETENT_HD float round_to_accumulator_grid(float bias, float input_scale, float weight_scale) {
+  const float s = input_scale * weight_scale;
+  const double q = rint(static_cast<double>(bias / s));
+  const double c = q < -2147483648.0 ? -2147483648.0 : (q > 2147483647.0 ? 2147483647.0 : q);
+  return static_cast<float>(c * static_cast<double>(s));
+}
+
 /// What a fused forward keeps for the backward pass of clamp + quantize, one byte: -128 = no gradient to v (outside the grid, or at or outside the
 /// clamp), else rint(254 * (rint(v/s) - v/s)), in [-127,127]. Outside the grid the range term is the code itself, q - z.
 DETENT_HD int8_t residual_byte(float v, const Grid& g, bool masked) {

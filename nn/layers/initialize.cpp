@@ -1,0 +1,55 @@
+#include <cmath>
+
+#include "detent/nn/graph.h"
+#include "detent/nn/layers.h"
+
+namespace detent::nn {
+namespace {
+
+uint64_t name_hash(const std::string& name) {
+  uint64_t h = 1469598103934665603ull;  // FNV-1a: a parameter's start depends on its name, not on its place
+  for (const char c : name) h = (h ^ static_cast<unsigned char>(c)) * 1099511628211ull;
+  return h;
+}
+
+void fill(Parameter& p, uint64_t seed, const std::function<float(Rng&)>& draw) {
+  std::vector<float> v(static_cast<size_t>(p.value.elements()));
+  Rng rng(seed, name_hash(p.name));
+  for (float& x : v) x = draw(rng);
+  p.value.copy_from(Tensor::from<float>(p.value.shape(), v).to(p.value.device()));
+}
+
+bool feeds_add(const Graph& g, Value v) {
+  for (const int i : g.consumers(v)) {
+    if (g.nodes()[static_cast<size_t>(i)].op == "Add") return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+void initialize(Graph& graph, const InitOptions& options) {
+  for (Graph::Node& n : graph.nodes()) {
+    if (auto* conv = dynamic_cast<Conv2d*>(n.module.get())) {
+      const auto& o = conv->options();
+      const double fan_out = static_cast<double>(o.out * o.kernel_h * o.kernel_w) / static_cast<double>(o.spec.groups);
+      const auto sd = static_cast<float>(std::sqrt(2.0 / fan_out));
+      fill(conv->weight, options.seed, [sd](Rng& r) { return sd * r.normal(); });
+      if (conv->bias.value.defined()) conv->bias.value.zero();
+    } else if (auto* dense = dynamic_cast<Dense*>(n.module.get())) {
+      const auto bound = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dense->options().in)));
+      fill(dense->weight, options.seed, [bound](Rng& r) { return r.uniform(-bound, bound); });
+      if (dense->bias.value.defined()) dense->bias.value.zero();
+    } else if (auto* norm = dynamic_cast<BatchNorm*>(n.module.get())) {
+      // The shortcut's own norm keeps its scale: only the residual branch, the one behind further convolutions, starts silent.
+      const Graph::Node& producer = graph.nodes()[static_cast<size_t>(graph.value(n.inputs[0]).producer)];
+      const bool shortcut = producer.name.find("downsample") != std::string::npos || producer.name.find("_0_conv") != std::string::npos;
+      norm->weight.value.fill(options.zero_last_norm_scale && !shortcut && feeds_add(graph, n.output) ? 0.0f : 1.0f);
+      norm->bias.value.zero();
+      norm->running_mean.zero();
+      norm->running_var.fill(1.0f);
+    }
+  }
+}
+
+}  // namespace detent::nn

@@ -1,0 +1,128 @@
+// The layers that carry weights: Conv2d and Dense, with the bias on the grid that an integer target gives it.
+#include <cmath>
+
+#include "detent/nn/layers.h"
+
+namespace detent::nn {
+namespace {
+
+// An integer target keeps the bias as int32 on the grid s_x * s_w[k] (ONNX QLinearConv). When input and weight lie on grids the float path rounds it the
+// same way; the gradient passes straight through.
+Var on_accumulator_grid(const Var& bias, const Var& x, const Var& w) {
+  if (!x.grids() || !w.grids() || x.grids()->size() != 1) return bias;
+  const float sx = x.grids()->front().scale;
+  const std::vector<float> b = bias.dense().to_vector<float>();
+  std::vector<float> rounded(b.size());
+  for (size_t k = 0; k < b.size(); ++k) rounded[k] = round_to_accumulator_grid(b[k], sx, (*w.grids())[w.grids()->size() == 1 ? 0 : k].scale);
+  Tensor y = Tensor::from<float>(bias.shape(), rounded).to(bias.dense().device());
+  return Tape::record("round_bias", {bias}, Var(std::move(y)), [](const Tensor& dy, GradSink& sink) { sink.add(0, dy); });
+}
+
+void name_parameter(Parameter& p, const std::string& prefix, const char* kind, Visitor& visitor) {
+  p.name = prefix + "." + kind;
+  if (p.value.defined()) visitor.parameter(p);
+}
+
+void check_one(std::span<const Shape> inputs, const char* op) { DETENT_CHECK(inputs.size() == 1, op, ": ", inputs.size(), " inputs given, 1 expected"); }
+
+}  // namespace
+
+Conv2d::Conv2d(const Options& options) : options_(options) {
+  const auto& o = options_;
+  DETENT_CHECK(o.in > 0 && o.out > 0 && o.kernel_h > 0 && o.kernel_w > 0, "conv2d: ", o.in, " input and ", o.out, " output channels with a ", o.kernel_h, "x", o.kernel_w, " kernel: all must be positive");
+  DETENT_CHECK(o.spec.groups > 0 && o.in % o.spec.groups == 0 && o.out % o.spec.groups == 0, "conv2d: ", o.in, " and ", o.out, " channels cannot be split into ", o.spec.groups, " groups");
+  weight.value = Tensor::zeros({o.out, o.kernel_h, o.kernel_w, o.in / o.spec.groups});
+  if (o.bias) ensure_bias();
+}
+
+void Conv2d::ensure_bias() {
+  if (!bias.value.defined()) bias.value = Tensor::zeros({options_.out}, DType::f32, weight.value.device());
+  options_.bias = true;
+}
+
+OpDesc Conv2d::describe() const {
+  const Conv2dSpec& s = options_.spec;
+  return {"Conv",
+          {{"kernel_shape", std::vector<int64_t>{options_.kernel_h, options_.kernel_w}},
+           {"strides", std::vector<int64_t>{s.stride[0], s.stride[1]}},
+           {"pads", std::vector<int64_t>{s.padding.top, s.padding.left, s.padding.bottom, s.padding.right}},
+           {"dilations", std::vector<int64_t>{s.dilation[0], s.dilation[1]}},
+           {"group", s.groups}}};
+}
+
+Shape Conv2d::infer(std::span<const Shape> inputs) const {
+  check_one(inputs, "conv2d");
+  return conv2d_shape(inputs[0], weight.value.shape(), options_.spec);
+}
+
+Var Conv2d::forward(const Context& context, std::span<const Var> inputs) {
+  const Var w = weight.var(context);
+  if (!bias.value.defined()) return conv2d(inputs[0], w, nullptr, options_.spec);
+  const Var b = on_accumulator_grid(bias.var(context), inputs[0], w);
+  return conv2d(inputs[0], w, &b, options_.spec);
+}
+
+void Conv2d::visit(const std::string& prefix, Visitor& visitor) {
+  name_parameter(weight, prefix, "weight", visitor);
+  name_parameter(bias, prefix, "bias", visitor);
+}
+
+Dense::Dense(const Options& options) : options_(options) {
+  DETENT_CHECK(options.in > 0 && options.out > 0, "dense: ", options.in, " inputs and ", options.out, " outputs: both must be positive");
+  weight.value = Tensor::zeros({options.out, options.in});
+  if (options.bias) ensure_bias();
+}
+
+void Dense::ensure_bias() {
+  if (!bias.value.defined()) bias.value = Tensor::zeros({options_.out}, DType::f32, weight.value.device());
+  options_.bias = true;
+}
+
+OpDesc Dense::describe() const { return {"Gemm", {{"transB", int64_t{1}}}}; }
+
+Shape Dense::infer(std::span<const Shape> inputs) const {
+  check_one(inputs, "dense");
+  return dense_shape(inputs[0], weight.value.shape());
+}
+
+Var Dense::forward(const Context& context, std::span<const Var> inputs) {
+  const Var w = weight.var(context);
+  if (!bias.value.defined()) return dense(inputs[0], w, nullptr);
+  const Var b = on_accumulator_grid(bias.var(context), inputs[0], w);
+  return dense(inputs[0], w, &b);
+}
+
+void Dense::visit(const std::string& prefix, Visitor& visitor) {
+  name_parameter(weight, prefix, "weight", visitor);
+  name_parameter(bias, prefix, "bias", visitor);
+}
+
+BatchNorm::BatchNorm(const Options& options) : options_(options) {
+  const Shape c{options.channels};
+  DETENT_CHECK(options.channels > 0, "batch_norm: ", options.channels, " channels");
+  weight.value = Tensor::full(c, 1.0f);
+  bias.value = Tensor::zeros(c);
+  running_mean = Tensor::zeros(c);
+  running_var = Tensor::full(c, 1.0f);
+}
+
+OpDesc BatchNorm::describe() const { return {"BatchNormalization", {{"epsilon", options_.eps}}}; }
+
+Shape BatchNorm::infer(std::span<const Shape> inputs) const {
+  check_one(inputs, "batch_norm");
+  DETENT_CHECK(inputs[0].rank() >= 2 && inputs[0][-1] == options_.channels, "batch_norm: input ", inputs[0], " has not ", options_.channels, " channels last");
+  return inputs[0];
+}
+
+Var BatchNorm::forward(const Context& context, std::span<const Var> inputs) {
+  return batch_norm(inputs[0], weight.var(context), bias.var(context), running_mean, running_var, {.eps = options_.eps, .momentum = options_.momentum}, context.training && !frozen);
+}
+
+void BatchNorm::visit(const std::string& prefix, Visitor& visitor) {
+  name_parameter(weight, prefix, "weight", visitor);
+  name_parameter(bias, prefix, "bias", visitor);
+  visitor.buffer(prefix + ".running_mean", running_mean);
+  visitor.buffer(prefix + ".running_var", running_var);
+}
+
+}  // namespace detent::nn

@@ -1,0 +1,99 @@
+// Activation, Binary, pools, Resize, Softmax.
+#include <limits>
+
+#include "detent/nn/layers.h"
+
+namespace detent::nn {
+namespace {
+
+void check_inputs(std::span<const Shape> inputs, size_t n, const char* op) { DETENT_CHECK(inputs.size() == n, op, ": ", inputs.size(), " inputs given, ", n, " expected"); }
+
+OpDesc pool_desc(const char* op, const PoolSpec& s) {
+  return {op,
+          {{"kernel_shape", std::vector<int64_t>{s.kernel[0], s.kernel[1]}},
+           {"strides", std::vector<int64_t>{s.stride[0], s.stride[1]}},
+           {"pads", std::vector<int64_t>{s.padding.top, s.padding.left, s.padding.bottom, s.padding.right}},
+           {"ceil_mode", int64_t{s.ceil_mode}}}};
+}
+
+}  // namespace
+
+Pointwise relu_op() { return {PointwiseKind::clip, 0.0f, std::numeric_limits<float>::infinity()}; }
+Pointwise clip_op(float lo, float hi) { return {PointwiseKind::clip, lo, hi}; }
+
+OpDesc Activation::describe() const {
+  switch (op_.kind) {
+    case PointwiseKind::identity: return {"Identity", {}};
+    case PointwiseKind::clip:
+      if (op_.a == 0.0f && op_.b == std::numeric_limits<float>::infinity()) return {"Relu", {}};
+      return {"Clip", {{"min", op_.a}, {"max", op_.b}}};
+    case PointwiseKind::leaky_relu: return {"LeakyRelu", {{"alpha", op_.a}}};
+    case PointwiseKind::sigmoid: return {"Sigmoid", {}};
+    case PointwiseKind::tanh: return {"Tanh", {}};
+    case PointwiseKind::hard_sigmoid: return {"HardSigmoid", {{"alpha", op_.a}, {"beta", op_.b}}};
+    case PointwiseKind::hard_swish: return {"HardSwish", {}};
+    case PointwiseKind::silu: return {"Silu", {}};
+    case PointwiseKind::softplus: return {"Softplus", {}};
+    case PointwiseKind::affine: return {"Affine", {{"scale", op_.a}, {"shift", op_.b}}};
+  }
+  return {"Identity", {}};
+}
+Shape Activation::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 1, "activation");
+  return inputs[0];
+}
+Var Activation::forward(const Context&, std::span<const Var> inputs) { return pointwise(inputs[0], op_); }
+
+OpDesc Binary::describe() const {
+  constexpr const char* names[] = {"Add", "Sub", "Mul", "Div"};
+  return {names[static_cast<int>(op_)], {}};
+}
+Shape Binary::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 2, describe().op.c_str());
+  return broadcast_shape(describe().op.c_str(), inputs[0], inputs[1]);
+}
+Var Binary::forward(const Context&, std::span<const Var> inputs) {
+  constexpr Var (*kOps[])(const Var&, const Var&) = {add, sub, mul, div};
+  return kOps[static_cast<int>(op_)](inputs[0], inputs[1]);
+}
+
+OpDesc MaxPool::describe() const { return pool_desc("MaxPool", spec_); }
+Shape MaxPool::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 1, "max_pool");
+  return pool_shape("max_pool", inputs[0], spec_);
+}
+Var MaxPool::forward(const Context&, std::span<const Var> inputs) { return max_pool(inputs[0], spec_); }
+
+OpDesc AveragePool::describe() const {
+  OpDesc d = pool_desc("AveragePool", spec_);
+  d.attributes["count_include_pad"] = int64_t{spec_.count_include_pad};
+  return d;
+}
+Shape AveragePool::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 1, "average_pool");
+  return pool_shape("average_pool", inputs[0], spec_);
+}
+Var AveragePool::forward(const Context&, std::span<const Var> inputs) { return average_pool(inputs[0], spec_); }
+
+Shape GlobalAveragePool::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 1, "global_average_pool");
+  return global_average_pool_shape(inputs[0]);
+}
+Var GlobalAveragePool::forward(const Context&, std::span<const Var> inputs) { return global_average_pool(inputs[0]); }
+
+OpDesc Resize::describe() const {
+  return {"Resize", {{"mode", std::string(options_.mode == ResizeMode::nearest ? "nearest" : "linear")}, {"sizes", std::vector<int64_t>{options_.height, options_.width}}}};
+}
+Shape Resize::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 1, "resize");
+  return resize_shape(inputs[0], options_);
+}
+Var Resize::forward(const Context&, std::span<const Var> inputs) { return resize(inputs[0], options_); }
+
+Shape Softmax::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 1, "softmax");
+  return inputs[0];
+}
+Var Softmax::forward(const Context&, std::span<const Var> inputs) { return softmax(inputs[0]); }
+
+}  // namespace detent::nn

@@ -1,0 +1,107 @@
+#include "detent/nn/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "detent/core/backend.h"
+
+namespace detent::nn {
+
+void Optimizer::step(std::span<Parameter* const> parameters) {
+  DETENT_CHECK(std::isfinite(learning_rate) && learning_rate >= 0.0f, "optimizer: learning rate ", learning_rate, " is not a finite number of at least 0");
+  std::vector<Parameter*> ready;
+  for (Parameter* p : parameters) {
+    if (!p->trainable || !p->grad.defined()) continue;
+    DETENT_CHECK(p->grad.shape() == p->value.shape(), "optimizer: gradient of \"", p->name, "\" is ", p->grad.shape(), ", the parameter ", p->value.shape());
+    ready.push_back(p);
+  }
+  ++steps_;
+  update(ready);
+  for (Parameter* p : ready) p->grad = Tensor();
+}
+
+float* Optimizer::state_of(const Parameter& p, const char* kind) {
+  Tensor& t = tensors_[text(p.name, "/", kind)];
+  if (!t.defined()) t = Tensor::zeros(p.value.shape(), DType::f32, p.value.device());
+  return t.data<float>();
+}
+
+std::vector<std::pair<std::string, Tensor>> Optimizer::state() const {
+  std::vector<std::pair<std::string, Tensor>> all(tensors_.begin(), tensors_.end());
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  return all;
+}
+
+void Optimizer::restore(std::span<const std::pair<std::string, Tensor>> state, int64_t steps) {
+  tensors_.clear();
+  for (const auto& [name, tensor] : state) tensors_[name] = tensor.clone();
+  steps_ = steps;
+}
+
+Sgd::Sgd(const Options& o) : momentum_(o.momentum), nesterov_(o.nesterov) {
+  learning_rate = o.learning_rate;
+  weight_decay = o.weight_decay;
+  DETENT_CHECK(o.momentum >= 0.0f && o.momentum < 1.0f, "sgd: momentum ", o.momentum, " is not in [0,1)");
+  DETENT_CHECK(o.weight_decay >= 0.0f && std::isfinite(o.weight_decay), "sgd: weight decay ", o.weight_decay, " is not a finite number of at least 0");
+}
+
+void Sgd::update(std::span<Parameter* const> parameters) {
+  std::vector<SgdTensor> list;
+  for (Parameter* p : parameters) {
+    list.push_back({.w = p->value.data<float>(),
+                    .g = p->grad.data<float>(),
+                    .momentum = momentum_ > 0.0f ? state_of(*p, "momentum") : nullptr,
+                    .n = p->value.elements(),
+                    .learning_rate = learning_rate * p->learning_rate_scale,
+                    .weight_decay = p->weight_decay ? weight_decay : 0.0f});
+  }
+  if (!list.empty()) {
+    backend(parameters[0]->value.device()).kernels().sgd_step({.tensors = list.data(), .count = static_cast<int64_t>(list.size()), .momentum = momentum_, .nesterov = nesterov_});
+  }
+}
+
+Adam::Adam(const Options& o) : options_(o) {
+  learning_rate = o.learning_rate;
+  weight_decay = o.weight_decay;
+  DETENT_CHECK(o.beta1 >= 0.0f && o.beta1 < 1.0f && o.beta2 >= 0.0f && o.beta2 < 1.0f, "adam: betas ", o.beta1, ", ", o.beta2, " are not in [0,1)");
+}
+
+void Adam::update(std::span<Parameter* const> parameters) {
+  std::vector<AdamTensor> list;
+  for (Parameter* p : parameters) {
+    list.push_back({.w = p->value.data<float>(),
+                    .g = p->grad.data<float>(),
+                    .m = state_of(*p, "m"),
+                    .v = state_of(*p, "v"),
+                    .n = p->value.elements(),
+                    .learning_rate = learning_rate * p->learning_rate_scale,
+                    .weight_decay = p->weight_decay ? weight_decay : 0.0f});
+  }
+  if (!list.empty()) {
+    backend(parameters[0]->value.device())
+        .kernels()
+        .adam_step({.tensors = list.data(),
+                    .count = static_cast<int64_t>(list.size()),
+                    .beta1 = options_.beta1,
+                    .beta2 = options_.beta2,
+                    .eps = options_.eps,
+                    .decoupled = options_.decoupled,
+                    .step = steps_});
+  }
+}
+
+float Schedule::at(int64_t step) const {
+  if (step < warmup_steps) return base * static_cast<float>(step + 1) / static_cast<float>(warmup_steps);
+  switch (kind) {
+    case Kind::constant: return base;
+    case Kind::step: return decay_every > 0 ? base * std::pow(decay_factor, static_cast<float>(step / decay_every)) : base;
+    case Kind::cosine: {
+      const double span = static_cast<double>(std::max<int64_t>(1, total_steps - warmup_steps));
+      const double t = std::min(1.0, static_cast<double>(step - warmup_steps) / span);
+      return static_cast<float>(0.5 * (1.0 + std::cos(3.14159265358979323846 * t)) * static_cast<double>(base));
+    }
+  }
+  return base;
+}
+
+}  // namespace detent::nn

@@ -1,0 +1,86 @@
+// Optimizers over parameters, and learning-rate schedules. One kernel call updates all parameters. Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "detent/nn/module.h"
+
+namespace detent::nn {
+
+/// Common to all: parameters without a gradient are left alone; gradients are consumed (undefined afterwards).
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+  /// Throws Error when the learning rate is not finite or negative.
+  void step(std::span<Parameter* const> parameters);
+  void step(const std::vector<Parameter*>& parameters) { step(std::span<Parameter* const>(parameters)); }
+
+  float learning_rate = 1e-3f;
+  float weight_decay = 0.0f;
+  int64_t steps_done() const { return steps_; }
+
+  /// The optimizer's tensors by name ("conv1.weight/momentum") and its step count, for checkpoints; created when missing.
+  std::vector<std::pair<std::string, Tensor>> state() const;
+  void restore(std::span<const std::pair<std::string, Tensor>> state, int64_t steps);
+
+ protected:
+  virtual void update(std::span<Parameter* const> parameters) = 0;
+  /// The state tensor of a parameter, zero at first.
+  float* state_of(const Parameter& p, const char* kind);
+  int64_t steps_ = 0;
+
+ private:
+  std::unordered_map<std::string, Tensor> tensors_;
+};
+
+/// v = momentum*v + g + decay*w; w -= lr*v (Nesterov: lr*(g + decay*w + momentum*v)). As PyTorch's SGD and TensorFlow's MomentumOptimizer.
+class Sgd final : public Optimizer {
+ public:
+  struct Options {
+    float learning_rate = 1e-3f;
+    float momentum = 0.9f;
+    bool nesterov = false;
+    float weight_decay = 0.0f;
+  };
+  explicit Sgd(const Options& options);
+
+ private:
+  void update(std::span<Parameter* const> parameters) override;
+  float momentum_;
+  bool nesterov_;
+};
+
+/// Kingma & Ba 2015; decoupled weight decay is AdamW (Loshchilov & Hutter 2019).
+class Adam final : public Optimizer {
+ public:
+  struct Options {
+    float learning_rate = 1e-3f;
+    float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f;
+    float weight_decay = 0.0f;
+    bool decoupled = false;
+  };
+  explicit Adam(const Options& options);
+
+ private:
+  void update(std::span<Parameter* const> parameters) override;
+  Options options_;
+};
+
+/// Learning rate by step: linear warm-up over `warmup_steps`, then constant, staircase division by 10, or half a cosine to zero at total_steps.
+struct Schedule {
+  enum class Kind : uint8_t { constant, step, cosine };
+  Kind kind = Kind::constant;
+  float base = 1e-3f;
+  int64_t warmup_steps = 0;
+  int64_t decay_every = 0;    ///< step: steps per division
+  float decay_factor = 0.1f;  ///< step
+  int64_t total_steps = 0;    ///< cosine
+  float at(int64_t step) const;
+};
+
+}  // namespace detent::nn
