@@ -40,7 +40,10 @@ DETENT_HD float quantize_to_float(float x, const Grid& g) {
   return c == c ? c : static_cast<float>(g.zero_point);
 }
 
-DETENT_HD int32_t quantize(float x, const Grid& g) { return static_cast<int32_t>(quantize_to_float(x, g)); }
+DETENT_HD int32_t quantize(float x, const Grid& g) {
+  const float q = quantize_to_float(x, g);
+  return q >= 2147483648.0f ? g.qmax : static_cast<int32_t>(q);  // a 32-bit grid's upper end is no float
+}
 
 DETENT_HD float dequantize(int32_t q, const Grid& g) { return g.scale * static_cast<float>(q - g.zero_point); }
 
@@ -61,6 +64,97 @@ DETENT_HD int8_t residual_byte(float v, const Grid& g, bool masked) {
   const float q = rintf(t) + static_cast<float>(g.zero_point);
   if (masked || !(q >= static_cast<float>(g.qmin) && q <= static_cast<float>(g.qmax))) return -128;
   return static_cast<int8_t>(rintf(254.0f * (rintf(t) - t)));
+}
+
+// ---- range -> grid ---------------------------------------------------------------------------------------------------------------------------------
+
+constexpr double kMinCalibrationWidth = 0.01;  ///< narrowest range a calibration may produce
+constexpr double kMinWidth = 1e-5;             ///< narrowest range a grid is made from
+constexpr double kFloatMax = 3.4028234663852886e38;
+
+/// A grid before its scale is rounded to f32. offset = qmin - zero_point is AIMET's (the zero point on the unsigned grid, negated).
+struct GridSolution {
+  double scale = 0.0;
+  double min = 0.0, max = 0.0;  ///< the range the grid covers, within the limits of f32
+  int32_t zero_point = 0, qmin = 0, qmax = 0;
+  DETENT_HD int64_t offset() const { return static_cast<int64_t>(qmin) - zero_point; }
+  DETENT_HD Grid grid() const { return Grid{static_cast<float>(scale), zero_point, qmin, qmax}; }
+};
+
+/// Zero is made part of the range, infinities become +-FLT_MAX, the width at least min_width. NaN is the caller's error: it gives a range about zero.
+DETENT_HD Range gate_range(Range r, double min_width) {
+  double lo = r.min < 0.0 ? r.min : 0.0;  // NaN compares false
+  double hi = r.max > 0.0 ? r.max : 0.0;
+  lo = lo < -kFloatMax ? -kFloatMax : (lo > kFloatMax ? kFloatMax : lo);
+  hi = hi > kFloatMax ? kFloatMax : hi;
+  hi = hi < lo + min_width ? lo + min_width : hi;
+  return Range{lo, hi};
+}
+
+/// Integer ends of a signed symmetric grid.
+DETENT_HD int32_t signed_qmax(int bits) { return static_cast<int32_t>((int64_t{1} << (bits - 1)) - 1); }
+DETENT_HD int32_t signed_qmin(int bits, bool strict) { return strict ? -signed_qmax(bits) : static_cast<int32_t>(-(int64_t{1} << (bits - 1))); }
+
+/// True when a (gated) range under this spec gives a signed grid with zero point 0.
+DETENT_HD bool is_signed_symmetric(const Range& r, const GridSpec& spec) { return spec.symmetric && (r.min < 0.0 || !spec.unsigned_symmetric); }
+
+/// The only place where a range becomes a grid. Signed symmetric: zero point 0, qmin = -2^(b-1) (strict: -(2^(b-1)-1)), scale = max(|min|,|max|)/qmax.
+/// Otherwise 0..2^b-1 with scale = (max-min)/(2^b-1) and the zero point rounded half away in double (32 bits: shifted by 2^31 to fit). bits is 2..32.
+DETENT_HD GridSolution solve_grid(Range range, const GridSpec& spec) {
+  const Range r = gate_range(range, kMinWidth);
+  GridSolution g;
+  if (is_signed_symmetric(r, spec)) {
+    const double m = -r.min > r.max ? -r.min : r.max;
+    g.qmax = signed_qmax(spec.bits);
+    g.qmin = signed_qmin(spec.bits, spec.strict);
+    g.zero_point = 0;
+    g.scale = m / g.qmax;
+    g.min = g.qmin * g.scale;
+    g.max = g.qmax * g.scale;
+  } else {
+    const int64_t steps = (int64_t{1} << spec.bits) - 1 - (spec.symmetric && spec.strict ? 1 : 0);
+    const int64_t shift = spec.bits == 32 ? int64_t{1} << 31 : 0;
+    g.scale = (r.max - r.min) / static_cast<double>(steps);
+    double z = floor(-r.min / g.scale + 0.5);  // half away: -min/scale is never negative
+    z = z < 0.0 ? 0.0 : (z > static_cast<double>(steps) ? static_cast<double>(steps) : z);
+    g.zero_point = static_cast<int32_t>(static_cast<int64_t>(z) - shift);
+    g.qmin = static_cast<int32_t>(-shift);
+    g.qmax = static_cast<int32_t>(steps - shift);
+    if (r.min < 0.0 && r.max > 0.0) {
+      g.min = -z * g.scale;
+      g.max = r.max - r.min + g.min;
+    } else {  // one-sided: the ends are on the grid already
+      g.min = r.min;
+      g.max = r.max;
+    }
+  }
+  g.min = g.min < -kFloatMax ? -kFloatMax : g.min;
+  g.max = g.max > kFloatMax ? kFloatMax : g.max;
+  return g;
+}
+
+DETENT_HD Grid grid_from_range(Range range, const GridSpec& spec) { return solve_grid(range, spec).grid(); }
+
+/// What the grid covers: scale * (qmin - z) .. scale * (qmax - z).
+DETENT_HD Range effective_range(const Grid& g) {
+  const double s = static_cast<double>(g.scale);
+  return Range{s * static_cast<double>(static_cast<int64_t>(g.qmin) - g.zero_point), s * static_cast<double>(static_cast<int64_t>(g.qmax) - g.zero_point)};
+}
+
+/// The range to learn or to store: grid_from_range(range_of(g), spec) is g again, bit for bit, for a grid made under spec. A signed symmetric grid gives
+/// -max..max (its extra negative level is added back by grid_from_range), any other its effective range.
+DETENT_HD Range range_of(const Grid& g) {
+  const Range e = effective_range(g);
+  const bool signed_symmetric = g.zero_point == 0 && g.qmin < 0 && (g.qmin == -g.qmax || g.qmin == -g.qmax - 1);
+  return signed_symmetric ? Range{-e.max, e.max} : e;
+}
+
+/// One code moved to another grid: quantize(dequantize(q)). A table of it over 0..255 regrids codes (max pool with its own quantizer).
+DETENT_HD int32_t regrid(int32_t q, const Grid& from, const Grid& to) { return quantize(dequantize(q, from), to); }
+
+/// Finite, positive scale and 0 on the grid: true for every grid of grid_from_range; check what comes from a file.
+DETENT_HD bool is_valid(const Grid& g) {
+  return g.scale > 0.0f && g.scale <= static_cast<float>(kFloatMax) && g.qmin < g.qmax && g.zero_point >= g.qmin && g.zero_point <= g.qmax;
 }
 
 }  // namespace detent
