@@ -23,7 +23,10 @@ class Rng {
   float uniform() { return static_cast<float>(next() >> 40) * 0x1p-24f; }
   float uniform(float lo, float hi) { return lo + (hi - lo) * uniform(); }
   /// Uniform integer in [0, n), n >= 1.
-  int64_t below(int64_t n) { return static_cast<int64_t>((static_cast<unsigned __int128>(next()) * static_cast<uint64_t>(n)) >> 64); }
+  int64_t below(int64_t n) {
+    __extension__ using Wide = unsigned __int128;
+    return static_cast<int64_t>((static_cast<Wide>(next()) * static_cast<uint64_t>(n)) >> 64);
+  }
   /// Standard normal (Box-Muller, computed in double).
   float normal();
 
