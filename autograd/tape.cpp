@@ -49,6 +49,16 @@ Tape::~Tape() {
   active_id = outer_ ? outer_->id_ : 0;
 }
 
+NoGrad::NoGrad() : suspended_(active_tape) {
+  active_tape = nullptr;
+  active_id = 0;
+}
+
+NoGrad::~NoGrad() {
+  active_tape = suspended_;
+  active_id = suspended_ ? suspended_->id_ : 0;
+}
+
 Tape* Tape::active() { return active_tape; }
 
 int32_t Tape::new_slot() { return slots_++; }
@@ -105,7 +115,8 @@ void Tape::backward(const Var& y, const Tensor& dy) {
   }
   for (auto& [leaf, slot] : leaves_) {
     Tensor& g = grads_[static_cast<size_t>(slot)];
-    if (g.defined()) leaf->grad = std::move(g);
+    // Two values may have received one buffer (both sides of an add): a leaf's gradient is its own, so that it can be scaled in place.
+    if (g.defined()) leaf->grad = g.unique() ? std::move(g) : g.clone();
   }
 }
 

@@ -60,6 +60,7 @@ class Tape {
   size_t size() const { return nodes_.size(); }
 
  private:
+  friend class NoGrad;
   struct Node {
     const char* op;
     int32_t output;
@@ -75,6 +76,18 @@ class Tape {
   std::unordered_map<Leaf*, int32_t> leaves_;
   std::vector<int32_t> watched_;
   std::vector<Tensor> grads_;
+};
+
+/// While alive no tape records on this thread; the tape that was active continues afterwards.
+class NoGrad {
+ public:
+  NoGrad();
+  ~NoGrad();
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  Tape* suspended_;
 };
 
 /// True while a tape records on this thread: modules in training mode consult Context::training instead.

@@ -34,6 +34,9 @@ class Var {
 
   bool defined() const { return value_.defined() || coded_ != nullptr; }
   const Shape& shape() const { return shape_; }
+  /// Where the value lives, and its type (f32 for a coded value), without decoding.
+  Device device() const { return value_.defined() || !coded_ ? value_.device() : coded_->codes.device(); }
+  DType dtype() const { return coded_ ? DType::f32 : value_.dtype(); }
   /// The dense f32 value; decoded on first use when the Var holds only codes.
   const Tensor& dense() const;
   const Tensor& value() const { return dense(); }

@@ -194,13 +194,15 @@ struct DequantizeArgs {
   int64_t n = 0;
 };
 
-/// dx = dy inside the grid (decided on the rounded value), else 0. Per channel: scale_sum = sum dy * (inside ? rint(x/s) - x/s : q - z), clip_sum = sum dy * (1 - inside).
-/// A NaN x gives neither. range_grads_from_sums in quant_math.h turns the sums into dmin and dmax.
+/// dx = dy inside the grid (decided on the rounded value; with mask_on_value on x itself: scale*(qmin-z) <= x <= scale*(qmax-z)), else 0.
+/// Per channel: scale_sum = sum dy * (inside ? rint(x/s) - x/s : q - z), clip_sum = sum dy * (1 - inside). A NaN x gives neither.
+/// range_grads_from_sums in quant_math.h turns the sums into dmin and dmax.
 struct FakeQuantBackwardArgs {
   ChannelView view;
   const float* x = nullptr;
   const float* dy = nullptr;
   const Grid* grids = nullptr;  // [channels]
+  bool mask_on_value = false;   // plain straight-through estimator; the sums are then not asked for
   float* dx = nullptr;          // may be null
   double* scale_sum = nullptr;  // [channels] or null
   double* clip_sum = nullptr;   // [channels] or null

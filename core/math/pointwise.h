@@ -63,6 +63,15 @@ struct Silu {
     return dy * (s + x * s * (T(1) - s));
   }
 };
+/// log(1 + exp(x)), without overflow.
+struct Softplus {
+  template <class T> static DETENT_HD T fwd(T x, T, T) {
+    using std::exp;
+    using std::log1p;
+    return (x > T(0) ? x : T(0)) + log1p(exp(x > T(0) ? -x : x));
+  }
+  template <class T> static DETENT_HD T bwd(T x, T, T dy, T, T) { return dy * Sigmoid::fwd(x, T(0), T(0)); }
+};
 /// a*x + b.
 struct Affine {
   template <class T> static DETENT_HD T fwd(T x, T a, T b) { return a * x + b; }
@@ -79,6 +88,7 @@ struct Affine {
   X(hard_sigmoid, HardSigmoid)   \
   X(hard_swish, HardSwish)       \
   X(silu, Silu)                  \
+  X(softplus, Softplus)          \
   X(affine, Affine)
 
 enum class PointwiseKind : uint8_t {

@@ -157,4 +157,36 @@ DETENT_HD bool is_valid(const Grid& g) {
   return g.scale > 0.0f && g.scale <= static_cast<float>(kFloatMax) && g.qmin < g.qmax && g.zero_point >= g.qmin && g.zero_point <= g.qmax;
 }
 
+// ---- gradients of a learned range ------------------------------------------------------------------------------------------------------------------
+
+/// What moves when a range learns.
+enum class RangeGradient : uint8_t {
+  aimet,    ///< both bounds, as AIMET's TensorFlow 1 and torch v1 quantizers
+  keep_min  ///< dmin = 0: behind ReLU min stays 0, so that the activation is the clamp of the grid
+};
+
+struct RangeGrads {
+  double min = 0.0;
+  double max = 0.0;
+};
+
+/// dL/dmin and dL/dmax of a learned range from the sums of FakeQuantBackwardArgs: scale_sum = sum dy * dq/dscale with the zero point held, clip_sum = sum of
+/// dy over the clipped elements. Symmetric grids have one degree of freedom, the scale max / qmax, so dmin = -dmax.
+DETENT_HD RangeGrads range_grads_from_sums(double scale_sum, double clip_sum, const Range& range, const GridSpec& spec, RangeGradient rule = RangeGradient::aimet) {
+  const Range r = gate_range(range, kMinWidth);
+  RangeGrads g;
+  if (is_signed_symmetric(r, spec)) {
+    g.max = scale_sum / signed_qmax(spec.bits);
+    g.min = -g.max;
+  } else {
+    // With scale = (max-min)/N the AIMET terms sum(G_s)/N and N/(max-min)^2 * sum(G_o) become scale_sum/N and clip_sum/(max-min).
+    const double levels = static_cast<double>((int64_t{1} << spec.bits) - 1 - (spec.symmetric && spec.strict ? 1 : 0));
+    const double shift = clip_sum / (r.max - r.min);
+    g.max = scale_sum / levels - r.min * shift;
+    g.min = r.max * shift - scale_sum / levels;
+  }
+  if (rule == RangeGradient::keep_min) g.min = 0.0;
+  return g;
+}
+
 }  // namespace detent

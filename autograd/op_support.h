@@ -1,0 +1,49 @@
+// What the differentiable ops share: argument checks, loop nests over shapes, and small tensor arithmetic for backward passes. Internal to autograd/.
+#pragma once
+
+#include <initializer_list>
+
+#include "detent/autograd/ops.h"
+
+namespace detent::ops {
+
+struct Arg {
+  const char* name;
+  const Var& var;
+};
+
+/// Every argument is f32 and on one device, which is returned; the Error names the op and the arguments.
+Device check_args(const char* op, std::initializer_list<Arg> args);
+/// A tensor argument (labels, targets, running statistics) of this type and shape on this device.
+void check_tensor(const char* op, const char* name, const Tensor& t, DType dtype, const Shape& shape, Device device);
+void check_rank(const char* op, const char* name, const Shape& shape, int rank);
+void check_shape(const char* op, const char* name, const Shape& got, const Shape& wanted);
+/// An axis of a value of this rank, counted from the end when negative.
+int check_axis(const char* op, int axis, int rank);
+
+const Kernels& kernels(Device device);
+
+/// Row-major strides in elements, by axis.
+struct Strides {
+  int64_t at[Shape::kMaxRank] = {};
+};
+Strides strides_of(const Shape& shape);
+/// Strides that read `shape` as if it had the extents of `out` (NumPy broadcasting): 0 along repeated axes.
+Strides broadcast_strides(const Shape& shape, const Shape& out);
+/// The nest over `extents`, with neighbouring dimensions merged wherever every operand allows it.
+LoopNest loop_over(const Shape& extents, const Strides& a, const Strides& b, const Strides& y);
+
+/// y[...] = a[...] over the extents, from an element offset on each side.
+void strided_copy(const Shape& extents, const Tensor& a, int64_t a_offset, const Strides& a_strides, Tensor& y, int64_t y_offset, const Strides& y_strides);
+/// a (op) b with broadcasting.
+Tensor binary(BinaryOp op, const Tensor& a, const Tensor& b);
+Tensor scaled(const Tensor& x, float factor);
+Tensor apply(const Pointwise& op, const Tensor& x);
+/// dy * op'(x); `saved` stands for x and for y, whichever the function's derivative reads.
+Tensor apply_backward(const Pointwise& op, const Tensor& saved, const Tensor& dy);
+/// x summed over the axes along which `shape` was broadcast to x's; x itself when nothing was.
+Tensor reduce_to(const Tensor& x, const Shape& shape);
+/// x repeated along the axes where its extent is 1 or missing.
+Tensor broadcast_to(const Tensor& x, const Shape& shape);
+
+}  // namespace detent::ops

@@ -1,0 +1,125 @@
+#include "detent/autograd/op_support.h"
+
+namespace detent {
+namespace {
+
+bool clamps(float lo, float hi) { return lo > -kInfinity || hi < kInfinity; }
+
+// What a convolution keeps of its input: the codes where there are any, else the dense value.
+struct Kept {
+  Tensor x;
+  Grid grid;
+  ConvInput input() const {
+    ConvInput in;
+    if (x.dtype() == DType::u8) {
+      in.codes = x.data<uint8_t>();
+      in.grid = grid;
+    } else {
+      in.x = x.data<float>();
+    }
+    return in;
+  }
+};
+
+Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid} : Kept{x.dense(), {}}; }
+
+ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const Conv2dSpec& spec) {
+  return {.n = x[0], .h = x[1], .w = x[2], .c = x[3], .k = w[0], .r = w[1], .s = w[2], .oh = y[1], .ow = y[2],
+          .stride_h = spec.stride[0], .stride_w = spec.stride[1], .pad_top = spec.padding.top, .pad_left = spec.padding.left,
+          .dilation_h = spec.dilation[0], .dilation_w = spec.dilation[1], .groups = spec.groups};
+}
+
+// Dense is a convolution of one image of a single row: the same kernels, the same coded inputs.
+Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const ConvGeometry& g, const Shape& y_shape, float lo, float hi) {
+  const Device device = x.device();
+  const Kept kept_x = keep(x);
+  const Tensor wt = w.dense();
+  Tensor y(y_shape, DType::f32, device);
+  Conv2dArgs args{.geometry = g, .input = kept_x.input(), .w = wt.data<float>(), .epilogue = {}};
+  args.epilogue.bias = bias ? bias->dense().data<float>() : nullptr;
+  args.epilogue.clamp_min = lo;
+  args.epilogue.clamp_max = hi;
+  args.epilogue.y = y.data<float>();
+  ops::kernels(device).conv2d(args);
+
+  const bool needs_bias = bias && bias->tracked();
+  const Kept saved_x = w.tracked() || needs_bias ? kept_x : Kept{};
+  const Tensor saved_w = x.tracked() ? wt : Tensor();
+  const Tensor saved_y = clamps(lo, hi) ? y : Tensor();
+  const Shape x_shape = x.shape(), w_shape = w.shape();
+  BackwardFn backward = [=](const Tensor& upstream, GradSink& sink) {
+    const Tensor dy = saved_y.defined() ? ops::apply_backward({PointwiseKind::clip, lo, hi}, saved_y, upstream) : upstream;
+    const Kernels& k = ops::kernels(dy.device());
+    if (sink.needs(0)) {
+      Tensor dx(x_shape, DType::f32, dy.device());
+      k.conv2d_backward_data({g, dy.data<float>(), saved_w.data<float>(), dx.data<float>()});
+      sink.add(0, std::move(dx));
+    }
+    if (sink.needs(1)) {
+      Tensor dw(w_shape, DType::f32, dy.device());
+      Tensor db;
+      if (needs_bias) db = Tensor(Shape{g.k}, DType::f32, dy.device());
+      k.conv2d_backward_filter({g, saved_x.input(), dy.data<float>(), dw.data<float>(), needs_bias ? db.data<float>() : nullptr});
+      sink.add(1, std::move(dw));
+      if (needs_bias) sink.add(2, std::move(db));
+    } else if (needs_bias) {
+      sink.add(2, ops::reduce_to(dy, Shape{g.k}));
+    }
+  };
+  if (bias) return Tape::record(op, {x, w, *bias}, Var(std::move(y)), std::move(backward));
+  return Tape::record(op, {x, w}, Var(std::move(y)), std::move(backward));
+}
+
+void check_common(const char* op, const Var& x, const Var& w, const Var* bias) {
+  if (bias) {
+    ops::check_args(op, {{"x", x}, {"w", w}, {"bias", *bias}});
+  } else {
+    ops::check_args(op, {{"x", x}, {"w", w}});
+  }
+}
+
+}  // namespace
+
+Shape conv2d_shape(const Shape& x, const Shape& w, const Conv2dSpec& spec) {
+  ops::check_rank("conv2d", "x", x, 4);
+  ops::check_rank("conv2d", "w", w, 4);
+  for (int i = 0; i < 2; ++i) {
+    DETENT_CHECK(spec.stride[i] >= 1, "conv2d: stride ", spec.stride[i], ", at least 1 wanted");
+    DETENT_CHECK(spec.dilation[i] >= 1, "conv2d: dilation ", spec.dilation[i], ", at least 1 wanted");
+  }
+  const Padding2d& p = spec.padding;
+  DETENT_CHECK(p.top >= 0 && p.left >= 0 && p.bottom >= 0 && p.right >= 0, "conv2d: padding top ", p.top, ", left ", p.left, ", bottom ", p.bottom, ", right ",
+               p.right, " must not be negative");
+  DETENT_CHECK(spec.groups >= 1 && x[3] % spec.groups == 0 && w[0] % spec.groups == 0, "conv2d: ", spec.groups, " groups do not divide the ", x[3],
+               " channels of x ", x, " and the ", w[0], " output channels of w ", w);
+  DETENT_CHECK(w[3] == x[3] / spec.groups, "conv2d: w ", w, " has ", w[3], " input channels, x ", x, " in ", spec.groups, " groups gives ", x[3] / spec.groups);
+  DETENT_CHECK(w[1] >= 1 && w[2] >= 1, "conv2d: w ", w, " has an empty window");
+  const Shape y{x[0], conv_out_size(x[1], w[1], spec.stride[0], p.top, p.bottom, spec.dilation[0]),
+                conv_out_size(x[2], w[2], spec.stride[1], p.left, p.right, spec.dilation[1]), w[0]};
+  DETENT_CHECK(y[1] >= 1 && y[2] >= 1, "conv2d: the window of w ", w, " does not fit into x ", x, " with padding ", p.top, "+", p.bottom, " and ", p.left, "+", p.right);
+  return y;
+}
+
+Var conv2d(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec) {
+  check_common("conv2d", x, w, bias);
+  const Shape y = conv2d_shape(x.shape(), w.shape(), spec);
+  if (bias) ops::check_shape("conv2d", "bias", bias->shape(), Shape{y[3]});
+  return convolve("conv2d", x, w, bias, geometry_of(x.shape(), w.shape(), y, spec), y, spec.clamp_min, spec.clamp_max);
+}
+
+Shape dense_shape(const Shape& x, const Shape& w) {
+  ops::check_rank("dense", "x", x, 2);
+  ops::check_rank("dense", "w", w, 2);
+  DETENT_CHECK(x[1] == w[1], "dense: w ", w, " takes ", w[1], " inputs, x ", x, " has ", x[1]);
+  return {x[0], w[0]};
+}
+
+Var dense(const Var& x, const Var& w, const Var* bias) {
+  check_common("dense", x, w, bias);
+  const Shape y = dense_shape(x.shape(), w.shape());
+  if (bias) ops::check_shape("dense", "bias", bias->shape(), Shape{y[1]});
+  const ConvGeometry g{.n = 1, .h = 1, .w = y[0], .c = x.shape()[1], .k = y[1], .oh = 1, .ow = y[0]};
+  return convolve("dense", x, w, bias, g, y, -kInfinity, kInfinity);
+}
+
+}  // namespace detent

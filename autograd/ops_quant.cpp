@@ -1,0 +1,125 @@
+#include "detent/autograd/op_support.h"
+
+namespace detent {
+namespace {
+
+// Grids in the memory of the device, where kernels read them; a copy, so that the backward pass sees the grid of its forward.
+Tensor place_grids(std::span<const Grid> grids, Device device) {
+  Tensor t(Shape{static_cast<int64_t>(grids.size_bytes())}, DType::u8, device);
+  backend(device).copy(t.raw(), device, grids.data(), Device{}, grids.size_bytes());
+  return t;
+}
+
+const Grid* grids_in(const Tensor& t) { return static_cast<const Grid*>(t.raw()); }
+
+void check_grids(const char* op, const Shape& x, std::span<const Grid> grids, const ChannelView& view) {
+  DETENT_CHECK(view.channels >= 1 && view.outer * view.channels * view.inner == x.elements(), op, ": the view ", view.outer, "x", view.channels, "x", view.inner,
+               " does not cover x ", x);
+  DETENT_CHECK(static_cast<int64_t>(grids.size()) == view.channels, op, ": ", grids.size(), " grids for ", view.channels, " channels of x ", x);
+  for (size_t i = 0; i < grids.size(); ++i) {
+    const Grid& g = grids[i];
+    DETENT_CHECK(g.scale > 0.0f && g.scale < kInfinity, op, ": the grid of channel ", i, " has scale ", g.scale);
+    DETENT_CHECK(g.qmin < g.qmax && g.zero_point >= g.qmin && g.zero_point <= g.qmax, op, ": the grid of channel ", i, " has zero point ", g.zero_point,
+                 " and codes ", g.qmin, "..", g.qmax);
+  }
+}
+
+Var quantized(const Tensor& x, std::span<const Grid> grids, const Tensor& placed, const ChannelView& view, EmitCodes emit) {
+  const Device device = x.device();
+  const bool coded = emit == EmitCodes::yes && grids.size() == 1 && grids[0].qmin >= 0 && grids[0].qmax <= 255;
+  FakeQuantArgs args;
+  args.view = view;
+  args.x = x.data<float>();
+  args.grids = grids_in(placed);
+  Tensor out(x.shape(), coded ? DType::u8 : DType::f32, device);
+  if (coded) {
+    args.codes = out.raw();
+  } else {
+    args.y = out.data<float>();
+  }
+  ops::kernels(device).fake_quant(args);
+  return coded ? Var(Coded{out, grids[0]}) : Var(out);
+}
+
+std::vector<double> to_host(const Tensor& sums, int64_t n) {
+  std::vector<double> v(static_cast<size_t>(n));
+  backend(sums.device()).copy(v.data(), Device{}, sums.raw(), sums.device(), v.size() * sizeof(double));
+  return v;
+}
+
+}  // namespace
+
+ChannelView channel_view(const Shape& shape, int axis) {
+  const int at = ops::check_axis("channel_view", axis, shape.rank());
+  ChannelView v;
+  v.channels = shape[at];
+  for (int i = 0; i < shape.rank(); ++i) {
+    if (i != at) (i < at ? v.outer : v.inner) *= shape[i];
+  }
+  return v;
+}
+
+Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView& view, EmitCodes emit) {
+  const Device device = ops::check_args("fake_quant_ste", {{"x", x}});
+  check_grids("fake_quant_ste", x.shape(), grids, view);
+  const Tensor xt = x.dense(), placed = place_grids(grids, device);
+  return Tape::record("fake_quant_ste", {x}, quantized(xt, grids, placed, view, emit), [=](const Tensor& dy, GradSink& sink) {
+    Tensor dx(xt.shape(), DType::f32, device);
+    FakeQuantBackwardArgs args;
+    args.view = view;
+    args.x = xt.data<float>();
+    args.dy = dy.data<float>();
+    args.grids = grids_in(placed);
+    args.mask_on_value = true;
+    args.dx = dx.data<float>();
+    ops::kernels(device).fake_quant_backward(args);
+    sink.add(0, std::move(dx));
+  });
+}
+
+Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<const Grid> grids, const ChannelView& view, const GridSpec& spec, RangeGradient rule,
+                       EmitCodes emit) {
+  const Device device = ops::check_args("fake_quant_learned", {{"x", x}, {"min", min}, {"max", max}});
+  check_grids("fake_quant_learned", x.shape(), grids, view);
+  ops::check_shape("fake_quant_learned", "min", min.shape(), Shape{view.channels});
+  ops::check_shape("fake_quant_learned", "max", max.shape(), Shape{view.channels});
+  const Tensor xt = x.dense(), placed = place_grids(grids, device);
+  Var y = quantized(xt, grids, placed, view, emit);
+  if (!x.tracked() && !min.tracked() && !max.tracked()) return y;
+
+  // Bounds as they are now: the optimizer moves them before the next forward.
+  const std::vector<float> lo = min.dense().to_vector<float>(), hi = max.dense().to_vector<float>();
+  return Tape::record("fake_quant_learned", {x, min, max}, std::move(y), [=](const Tensor& dy, GradSink& sink) {
+    const bool range = sink.needs(1) || sink.needs(2);
+    const int64_t channels = view.channels;
+    Tensor dx, sums;
+    FakeQuantBackwardArgs args;
+    args.view = view;
+    args.x = xt.data<float>();
+    args.dy = dy.data<float>();
+    args.grids = grids_in(placed);
+    if (sink.needs(0)) {
+      dx = Tensor(xt.shape(), DType::f32, device);
+      args.dx = dx.data<float>();
+    }
+    if (range) {  // doubles in the memory of 2 * channels 64-bit integers
+      sums = Tensor(Shape{2, channels}, DType::i64, device);
+      args.scale_sum = static_cast<double*>(sums.raw());
+      args.clip_sum = args.scale_sum + channels;
+    }
+    ops::kernels(device).fake_quant_backward(args);
+    if (dx.defined()) sink.add(0, std::move(dx));
+    if (!range) return;
+    const std::vector<double> s = to_host(sums, 2 * channels);
+    std::vector<float> dmin(static_cast<size_t>(channels)), dmax(dmin.size());
+    for (size_t c = 0; c < dmin.size(); ++c) {
+      const RangeGrads g = range_grads_from_sums(s[c], s[c + dmin.size()], {lo[c], hi[c]}, spec, rule);
+      dmin[c] = static_cast<float>(g.min);
+      dmax[c] = static_cast<float>(g.max);
+    }
+    if (sink.needs(1)) sink.add(1, Tensor::from<float>(Shape{channels}, dmin).to(device));
+    if (sink.needs(2)) sink.add(2, Tensor::from<float>(Shape{channels}, dmax).to(device));
+  });
+}
+
+}  // namespace detent
