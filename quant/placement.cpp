@@ -1,0 +1,222 @@
+#include "detent/quant/placement.h"
+
+#include <algorithm>
+
+#include "detent/nn/layers.h"
+
+namespace detent::quant {
+namespace {
+
+using nn::Graph;
+using nn::Value;
+
+class Placer {
+ public:
+  Placer(Graph& graph, const QuantSimOptions& options) : graph_(graph), options_(options), config_(options.config), wanted_(static_cast<size_t>(graph.value_count()), false) {}
+
+  std::vector<Placement> run() {
+    mark_outputs();
+    match_supergroups();
+    mark_inputs();
+    place_inputs();
+    for (size_t i = 0; i < graph_.nodes().size(); ++i) {
+      place_parameters(graph_.nodes()[i]);
+      if (wanted(graph_.nodes()[i].output)) place_activation(graph_.nodes()[i].output);
+    }
+    if (config_.grid_preserving_rules) tie_concats();
+    return std::move(placements_);
+  }
+
+ private:
+  const Graph::Node& node(int i) const { return graph_.nodes()[static_cast<size_t>(i)]; }
+  std::vector<bool>::reference wanted(Value v) { return wanted_[static_cast<size_t>(v.id)]; }
+
+  // The only reader of a value, or -1: branches end every chain.
+  int sole_consumer(Value v) const {
+    const std::vector<int> c = graph_.consumers(v);
+    return c.size() == 1 && !graph_.is_output(v) ? c[0] : -1;
+  }
+
+  void mark_outputs() {
+    for (const Graph::Node& n : graph_.nodes()) {
+      const bool moves_only = n.module->preserves_grid() && !config_.names_output_of(n.op) && (config_.grid_preserving_rules || n.op != "MaxPool");
+      wanted(n.output) = n.op != "Identity" && !moves_only && config_.quantizes_output(n.op);
+    }
+    // A batch norm that folds into its producer takes the output quantizer over.
+    for (const Graph::Node& n : graph_.nodes()) {
+      if (n.op != "BatchNormalization") continue;
+      const int p = graph_.value(n.inputs[0]).producer;
+      if (p >= 0 && foldable(node(p).op) && sole_consumer(n.inputs[0]) >= 0) wanted(n.inputs[0]) = false;
+    }
+    for (const Value v : graph_.outputs()) {
+      if (config_.model_output_quantized) wanted(v) = true;
+    }
+  }
+
+  static bool foldable(const std::string& op) { return op == "Conv" || op == "ConvTranspose" || op == "Gemm"; }
+
+  // Longest pattern first; a node joins one group only.
+  void match_supergroups() {
+    std::vector<std::vector<std::string>> patterns = config_.supergroups;
+    std::stable_sort(patterns.begin(), patterns.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
+    std::vector<bool> grouped(graph_.nodes().size(), false);
+    for (const std::vector<std::string>& pattern : patterns) {
+      for (int i = 0; i < static_cast<int>(graph_.nodes().size()); ++i) match(pattern, i, grouped);
+    }
+  }
+
+  void match(const std::vector<std::string>& pattern, int first, std::vector<bool>& grouped) {
+    std::vector<int> chain;
+    int at = first;
+    for (size_t k = 0; k < pattern.size(); ++k) {
+      if (at < 0 || grouped[static_cast<size_t>(at)] || node(at).op != pattern[k]) return;
+      chain.push_back(at);
+      if (k + 1 == pattern.size()) break;
+      int next = sole_consumer(node(at).output);
+      if (next >= 0 && node(next).op == "BatchNormalization" && pattern[k + 1] != "BatchNormalization") {
+        chain.push_back(next);
+        next = sole_consumer(node(next).output);
+      }
+      at = next;
+    }
+    for (const int i : chain) grouped[static_cast<size_t>(i)] = true;
+    for (size_t k = 0; k + 1 < chain.size(); ++k) wanted(node(chain[k]).output) = false;
+  }
+
+  void mark_inputs() {
+    for (const Graph::Node& n : graph_.nodes()) {
+      if (!config_.quantizes_input(n.op)) continue;
+      for (const Value v : n.inputs) {
+        if (!on_grid(v)) wanted(v) = true;
+      }
+    }
+    if (config_.model_input_quantized) {
+      for (const Value v : graph_.inputs()) wanted(v) = true;
+    }
+  }
+
+  // True when the value lies on a quantizer's grid, its own or one passed on by operators that only move elements.
+  bool on_grid(Value v) {
+    for (;;) {
+      if (wanted(v)) return true;
+      const int p = graph_.value(v).producer;
+      if (p < 0 || !node(p).module->preserves_grid()) return false;
+      v = node(p).inputs[0];
+    }
+  }
+
+  void place_inputs() {
+    for (const Value v : graph_.inputs()) {
+      if (wanted(v)) place_activation(v);
+    }
+  }
+
+  QuantizerSpec base_spec(const Override& o) const {
+    QuantizerSpec s;
+    s.scheme = o.scheme.value_or(options_.scheme);
+    s.rule = options_.range_rule;
+    s.keep_frozen = o.frozen.value_or(false);
+    s.grid.strict = config_.strict_symmetric;
+    s.grid.unsigned_symmetric = config_.unsigned_symmetric;
+    s.estimator = options_.estimator;
+    return s;
+  }
+
+  void place_activation(Value v) {
+    Graph::ValueInfo& info = graph_.value(v);
+    const Graph::Node* producer = info.producer < 0 ? nullptr : &node(info.producer);
+    const std::string op = producer ? producer->op : "";
+    const Override o = config_.override_for(info.name);
+    const int bits = o.output_bits.value_or(options_.output_bits);
+    if (!o.output_quantized.value_or(true) || bits == 32) return;
+    QuantizerSpec s = base_spec(o);
+    s.grid.bits = bits;
+    s.grid.symmetric = o.output_symmetric.value_or(config_.symmetric_output(op));
+    if (const OpRule* rule = config_.rule(op)) {
+      s.fixed_min = rule->range_min;
+      s.fixed_max = rule->range_max;
+    }
+    if (producer) {
+      if (const auto* act = dynamic_cast<const nn::Activation*>(producer->module.get()); act && act->op().kind == PointwiseKind::clip) {
+        // Zero is on every grid: a clip above it bounds nothing below.
+        if (act->op().a <= 0.0f && std::isfinite(act->op().a)) s.min_bound = static_cast<double>(act->op().a);
+        if (act->op().b >= 0.0f && std::isfinite(act->op().b)) s.max_bound = static_cast<double>(act->op().b);
+      }
+    }
+    Placement p;
+    p.kind = Placement::Kind::activation;
+    p.name = info.name;
+    p.producer = producer ? producer->name : "";
+    p.op = op;
+    for (const int c : graph_.consumers(v)) p.consumers.push_back(node(c).name);
+    p.value = v;
+    p.quantizer = std::make_shared<Quantizer>(info.name, s);
+    info.transform = p.quantizer;
+    placements_.push_back(std::move(p));
+  }
+
+  void place_parameters(Graph::Node& n) {
+    if (!foldable(n.op)) return;
+    nn::Visitor visitor;
+    visitor.buffer = [](const std::string&, Tensor&) {};
+    visitor.parameter = [&](nn::Parameter& parameter) {
+      const std::string kind = parameter.name.substr(parameter.name.rfind('.') + 1);
+      const Override o = config_.override_for(n.name);
+      const int bits = o.param_bits.value_or(options_.param_bits);
+      bool on = config_.quantizes_param(n.op, kind);
+      if (kind == "weight") on = o.params_quantized.value_or(on);
+      if (!on || bits == 32) return;
+      QuantizerSpec s = base_spec(o);
+      s.parameter = true;
+      s.grid.bits = bits;
+      s.grid.symmetric = o.param_symmetric.value_or(config_.symmetric_param(n.op, kind));
+      s.channel_axis = o.per_channel.value_or(config_.per_channel_params(n.op)) ? 0 : -1;
+      Placement p;
+      p.kind = kind == "bias" ? Placement::Kind::bias : Placement::Kind::weight;
+      p.name = parameter.name;
+      p.op = n.op;
+      p.consumers = {n.name};
+      p.parameter = &parameter;
+      p.quantizer = std::make_shared<Quantizer>(parameter.name, s);
+      parameter.transform = p.quantizer;
+      placements_.push_back(std::move(p));
+    };
+    n.module->visit(n.name, visitor);
+  }
+
+  // A Concat's inputs and output share one grid: its quantizer takes the place of its producers'.
+  void tie_concats() {
+    for (const Graph::Node& n : graph_.nodes()) {
+      if (n.op != "Concat" || !graph_.value(n.output).transform) continue;
+      for (Value v : n.inputs) {
+        while (!graph_.value(v).transform && graph_.value(v).producer >= 0 && node(graph_.value(v).producer).module->preserves_grid()) v = node(graph_.value(v).producer).inputs[0];
+        if (!graph_.value(v).transform) continue;
+        const auto tied = std::static_pointer_cast<Quantizer>(graph_.value(n.output).transform);
+        for (Placement& p : placements_) {
+          if (p.kind == Placement::Kind::activation && p.value == v) p.quantizer = tied;
+        }
+        graph_.value(v).transform = tied;
+      }
+    }
+  }
+
+  Graph& graph_;
+  const QuantSimOptions& options_;
+  const QuantConfig& config_;
+  std::vector<bool> wanted_;
+  std::vector<Placement> placements_;
+};
+
+void check_bits(int bits, const char* what) {
+  DETENT_CHECK((bits >= 2 && bits <= 16) || bits == 32, what, ": ", bits, " bits; give 2..16, or 32 for float");
+}
+
+}  // namespace
+
+std::vector<Placement> place_quantizers(Graph& graph, const QuantSimOptions& options) {
+  check_bits(options.param_bits, "param_bits");
+  check_bits(options.output_bits, "output_bits");
+  return Placer(graph, options).run();
+}
+
+}  // namespace detent::quant

@@ -1,0 +1,258 @@
+#include "detent/quant/quantizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace detent::quant {
+namespace {
+
+constexpr double kLargestBound = 1e30;  // keeps max - min and every product with a level finite in float
+// A learned range keeps at least this share of its calibrated width: it can shrink but not collapse.
+constexpr double kSmallestShare = 1.0 / 1024.0;
+
+double bounded(double v) { return std::clamp(v, -kLargestBound, kLargestBound); }
+
+}  // namespace
+
+std::string_view to_string(QuantizerState s) {
+  constexpr std::string_view names[] = {"off", "observing", "frozen", "learning"};
+  return names[static_cast<int>(s)];
+}
+
+std::string_view to_string(RangeRule r) {
+  constexpr std::string_view names[] = {"gated", "lsq", "aimet"};
+  return names[static_cast<int>(r)];
+}
+
+Quantizer::Quantizer(std::string name, const QuantizerSpec& spec) : name_(std::move(name)), spec_(spec) {
+  DETENT_CHECK(spec.grid.bits >= 2 && spec.grid.bits <= 16, "quantizer \"", name_, "\": ", spec.grid.bits, " bits; give 2..16, or 32 to leave the value in float");
+  min_.name = name_ + ".min";
+  max_.name = name_ + ".max";
+  min_.weight_decay = max_.weight_decay = false;
+}
+
+void Quantizer::refuse(const char* action) const {
+  fail("quantizer \"", name_, "\": cannot ", action, " while ", to_string(state_), calibrated() ? "" : " and not calibrated", "; run compute_encodings first, or see QuantizerState");
+}
+
+ChannelView Quantizer::view(const Shape& shape) const {
+  if (spec_.channel_axis < 0) return {.outer = 1, .channels = 1, .inner = shape.elements()};
+  return channel_view(shape, spec_.channel_axis);
+}
+
+void Quantizer::observe() {
+  if (spec_.parameter) refuse("observe a parameter (encode it from its values)");
+  if (state_ == QuantizerState::observing) refuse("start observing");
+  estimator_ = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
+  state_ = QuantizerState::observing;
+}
+
+bool Quantizer::finish_observing() {
+  if (state_ != QuantizerState::observing) refuse("finish observing");
+  if (!estimator_->seen()) {
+    state_ = QuantizerState::off;
+    return false;
+  }
+  start(estimator_->ranges(spec_.grid));
+  return true;
+}
+
+void Quantizer::abandon() {
+  if (state_ != QuantizerState::observing) refuse("abandon observing");
+  estimator_.reset();
+  state_ = QuantizerState::off;
+}
+
+void Quantizer::encode(const Tensor& value) {
+  if (!spec_.parameter) refuse("encode an activation from one tensor (calibrate it)");
+  std::unique_ptr<RangeEstimator> estimator = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
+  try {
+    estimator->observe(value, view(value.shape()));
+  } catch (const Error& e) {
+    fail("quantizer \"", name_, "\": ", e.what());
+  }
+  start(estimator->ranges(spec_.grid));
+}
+
+void Quantizer::start(const std::vector<Range>& ranges) {
+  std::vector<Range> bounded_ranges = ranges;
+  for (Range& r : bounded_ranges) {
+    if (spec_.fixed_min) r.min = *spec_.fixed_min;
+    if (spec_.fixed_max) r.max = *spec_.fixed_max;
+    if (spec_.rule != RangeRule::aimet) {
+      if (spec_.min_bound) r.min = std::max(r.min, *spec_.min_bound);
+      if (spec_.max_bound) r.max = std::min(r.max, std::max(*spec_.max_bound, 0.0));
+    }
+  }
+  store(bounded_ranges);
+  state_ = learns_ranges(spec_.scheme) && !spec_.keep_frozen ? QuantizerState::learning : QuantizerState::frozen;
+}
+
+void Quantizer::store(const std::vector<Range>& ranges) {
+  std::vector<float> lo, hi;
+  std::vector<Range> kept;
+  std::vector<Grid> grids;
+  for (const Range& r : ranges) {
+    DETENT_CHECK(std::isfinite(r.min) && std::isfinite(r.max), "quantizer \"", name_, "\": its range [", r.min, ", ", r.max, "] is not finite");
+    // Bounds are kept as the grid's own ends: symmetric ones as -max..max, their extra negative level comes back with the grid.
+    const Range ends = range_of(grid_from_range(r, spec_.grid));
+    lo.push_back(static_cast<float>(bounded(ends.min)));
+    hi.push_back(static_cast<float>(bounded(ends.max)));
+    kept.push_back({static_cast<double>(lo.back()), static_cast<double>(hi.back())});
+    grids.push_back(grid_from_range(kept.back(), spec_.grid));
+  }
+  const Shape shape{static_cast<int64_t>(ranges.size())};
+  const bool same = min_.value.defined() && min_.value.shape() == shape;
+  // The tensors stay in place when they can: an optimizer may hold them.
+  if (same) {
+    min_.value.copy_from(Tensor::from<float>(shape, lo));
+    max_.value.copy_from(Tensor::from<float>(shape, hi));
+  } else {
+    min_.value = Tensor::from<float>(shape, lo);
+    max_.value = Tensor::from<float>(shape, hi);
+  }
+  good_ = initial_ = kept;
+  grids_ = grids;
+}
+
+Range Quantizer::gated(Range r, const Range& before) const {
+  DETENT_CHECK(!std::isnan(r.min) && !std::isnan(r.max), "quantizer \"", name_, "\": its learned range became NaN (it was [", before.min, ", ", before.max,
+               "]); lower the learning rate and look for NaN in the gradients");
+  if (spec_.rule == RangeRule::aimet) {
+    if (spec_.grid.symmetric) r.min = -r.max;
+    r = {std::min(bounded(r.min), 0.0), std::max(bounded(r.max), 0.0)};
+    r.max = std::max(r.max, r.min + kMinWidth);
+    return r;
+  }
+  const double half = 0.5 * (before.max - before.min);
+  r.min = std::clamp(bounded(r.min), before.min - half, before.min + half);
+  r.max = std::clamp(bounded(r.max), before.max - half, before.max + half);
+  if (spec_.grid.symmetric) r.min = before.min < 0.0 ? -r.max : 0.0;
+  if (spec_.min_bound) r.min = std::max(r.min, *spec_.min_bound);
+  if (spec_.max_bound) r.max = std::min(r.max, std::max(*spec_.max_bound, 0.0));
+  if (spec_.fixed_min) r.min = *spec_.fixed_min;
+  if (spec_.fixed_max) r.max = *spec_.fixed_max;
+  return {std::min(r.min, 0.0), std::max(r.max, 0.0)};
+}
+
+// Takes over the bounds the optimizer wrote: gates them and derives the grids, once a step.
+void Quantizer::refresh() {
+  std::vector<float> lo = min_.value.to_vector<float>(), hi = max_.value.to_vector<float>();
+  bool changed = false;
+  for (size_t i = 0; i < lo.size(); ++i) {
+    const Range now{static_cast<double>(lo[i]), static_cast<double>(hi[i])};
+    if (now.min == good_[i].min && now.max == good_[i].max) continue;
+    changed = true;
+    Range r = gated(now, good_[i]);
+    const double floor = std::max(kMinWidth, kSmallestShare * (initial_[i].max - initial_[i].min));
+    if (spec_.rule != RangeRule::aimet && r.max - r.min < floor) {
+      // A step that would close the range: keep the last good width.
+      r = good_[i].max - good_[i].min >= floor ? good_[i] : Range{std::min(r.min, -0.5 * floor), std::max(r.max, 0.5 * floor)};
+    }
+    lo[i] = static_cast<float>(r.min);
+    hi[i] = static_cast<float>(r.max);
+    good_[i] = {static_cast<double>(lo[i]), static_cast<double>(hi[i])};
+    grids_[i] = grid_from_range(good_[i], spec_.grid);
+  }
+  if (!changed) return;
+  min_.value.copy_from(Tensor::from<float>(min_.value.shape(), lo));
+  max_.value.copy_from(Tensor::from<float>(max_.value.shape(), hi));
+}
+
+Var Quantizer::learned_bound(nn::Parameter& bound, int64_t elements) const {
+  Var v = Tape::leaf(bound);
+  if (spec_.rule != RangeRule::lsq) return v;
+  const double levels = static_cast<double>(spec_.grid.symmetric ? (1 << (spec_.grid.bits - 1)) - 1 : (1 << spec_.grid.bits) - 1);
+  const auto factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(elements) * levels));
+  return Tape::record("lsq_scale", {v}, Var(v.dense()), [factor](const Tensor& dy, GradSink& sink) {
+    Tensor dx(dy.shape());
+    backend(dy.device()).kernels().scale(dx.data<float>(), dy.data<float>(), factor, dy.elements());
+    sink.add(0, std::move(dx));
+  });
+}
+
+Var Quantizer::apply(const nn::Context&, const Var& x) {
+  switch (state_) {
+    case QuantizerState::off: return x;
+    case QuantizerState::observing:
+      try {
+        estimator_->observe(x.dense(), view(x.shape()));
+      } catch (const Error& e) {
+        fail("calibration of \"", name_, "\": ", e.what());
+      }
+      return x;
+    case QuantizerState::frozen:
+    case QuantizerState::learning: break;
+  }
+  if (x.grids() && *x.grids() == grids_) return x;  // already there: a tied quantizer, or a value that was only moved
+  Var y;
+  if (state_ == QuantizerState::frozen) {
+    // Without range learning a weight is encoded anew at every step, as its values move.
+    if (spec_.parameter && !learns_ranges(spec_.scheme) && !spec_.keep_frozen && x.tracked()) encode(x.dense());
+    y = fake_quant_ste(x, grids_, view(x.shape()));
+  } else {
+    refresh();
+    const ChannelView v = view(x.shape());
+    const bool keep_min = spec_.rule != RangeRule::aimet && spec_.min_bound && *spec_.min_bound == 0.0;
+    y = fake_quant_learned(x, learned_bound(min_, x.shape().elements() / v.channels), learned_bound(max_, x.shape().elements() / v.channels), grids_, v, spec_.grid,
+                           keep_min ? RangeGradient::keep_min : RangeGradient::aimet);
+  }
+  y.set_grids(grids_);
+  return y;
+}
+
+void Quantizer::visit(const std::string&, nn::Visitor& visitor) {
+  if (state_ == QuantizerState::learning && visitor.parameter) {
+    visitor.parameter(min_);
+    visitor.parameter(max_);
+  }
+}
+
+void Quantizer::freeze() {
+  if (state_ == QuantizerState::frozen) return;
+  if (state_ != QuantizerState::learning) refuse("freeze");
+  refresh();
+  state_ = QuantizerState::frozen;
+}
+
+void Quantizer::learn() {
+  if (state_ == QuantizerState::learning) return;
+  if (state_ != QuantizerState::frozen) refuse("learn");
+  state_ = QuantizerState::learning;
+}
+
+void Quantizer::disable() {
+  if (state_ == QuantizerState::observing) refuse("disable");
+  state_ = QuantizerState::off;
+}
+
+void Quantizer::enable() {
+  if (state_ != QuantizerState::off || !calibrated()) refuse("enable");
+  state_ = QuantizerState::frozen;
+}
+
+const std::vector<Grid>& Quantizer::grids() {
+  DETENT_CHECK(calibrated(), "quantizer \"", name_, "\" has no range yet; run compute_encodings");
+  if (state_ == QuantizerState::learning) refresh();
+  return grids_;
+}
+
+std::vector<Range> Quantizer::ranges() const { return good_; }
+
+void Quantizer::set_ranges(const std::vector<Range>& ranges) {
+  if (state_ == QuantizerState::observing) refuse("set the range");
+  const bool learning = state_ == QuantizerState::learning;
+  store(ranges);
+  state_ = learning ? QuantizerState::learning : QuantizerState::frozen;
+}
+
+void Quantizer::set_grids(const std::vector<Grid>& grids) {
+  if (state_ == QuantizerState::observing) refuse("set the grid");
+  std::vector<Range> ranges;
+  for (const Grid& g : grids) ranges.push_back(range_of(g));
+  store(ranges);
+  grids_ = grids;
+  state_ = QuantizerState::frozen;
+}
+
+}  // namespace detent::quant

@@ -1,0 +1,97 @@
+// Quantizer: sits in the slot of a Graph value or a Parameter and puts it on an integer grid. One thread uses a quantizer at a time.
+// States: off -> observing -> frozen | learning; an illegal transition throws Error naming it. Learned bounds are Parameters like any weight.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "detent/autograd/ops.h"
+#include "detent/nn/module.h"
+#include "detent/quant/estimators/estimator.h"
+#include "detent/quant/scheme.h"
+
+namespace detent::quant {
+
+enum class QuantizerState : uint8_t { off, observing, frozen, learning };
+std::string_view to_string(QuantizerState s);
+
+/// How learned bounds move.
+enum class RangeRule : uint8_t {
+  gated,  ///< AIMET's gradients; a step moves a bound by at most half the width, zero stays inside, ReLU's 0 and Clip's bounds are kept
+  lsq,    ///< gated, with LSQ's gradient scale 1/sqrt(n * qmax) (Esser et al. 2020 §2.2)
+  aimet,  ///< AIMET's exact rule: bounds are free but for a width of 1e-5
+};
+std::string_view to_string(RangeRule r);
+
+struct QuantizerSpec {
+  GridSpec grid;
+  Scheme scheme = Scheme::range_learning_tf;
+  RangeRule rule = RangeRule::gated;
+  int channel_axis = -1;        ///< -1: one grid for the tensor
+  bool parameter = false;       ///< a weight: encoded from its values, not from calibration
+  bool keep_frozen = false;     ///< the range is calibrated and never learned
+  std::optional<double> min_bound, max_bound;  ///< the range stays inside (ReLU: min 0; Clip(a,b))
+  std::optional<double> fixed_min, fixed_max;  ///< encoding_constraints: calibration does not move these
+  EstimatorOptions estimator;
+};
+
+class Quantizer final : public nn::Transform {
+ public:
+  Quantizer(std::string name, const QuantizerSpec& spec);
+
+  Var apply(const nn::Context& context, const Var& x) override;
+  /// The learned bounds "NAME.min" and "NAME.max", while learning.
+  void visit(const std::string& prefix, nn::Visitor& visitor) override;
+
+  const std::string& name() const { return name_; }
+  const QuantizerSpec& spec() const { return spec_; }
+  QuantizerState state() const { return state_; }
+  bool calibrated() const { return !grids_.empty(); }
+
+  /// off | frozen | learning -> observing: statistics start anew.
+  void observe();
+  /// observing -> frozen or learning (by the scheme). Without any data: off, and returns false.
+  bool finish_observing();
+  /// observing -> off: what was observed is dropped (calibration failed).
+  void abandon();
+  /// A parameter's range from its values; then frozen or learning. Values already on a grid of this spec keep it.
+  void encode(const Tensor& value);
+  void freeze();   ///< learning -> frozen
+  void learn();    ///< frozen -> learning
+  void disable();  ///< any -> off; the range is kept
+  void enable();   ///< off -> frozen, when there is a range
+
+  /// Learned bounds train at this multiple of the weights' learning rate.
+  void set_learning_rate_scale(float scale) { min_.learning_rate_scale = max_.learning_rate_scale = scale; }
+
+  /// Grids as used by the forward pass: one, or one per channel. Throws Error when not calibrated.
+  const std::vector<Grid>& grids();
+  std::vector<Range> ranges() const;
+  /// Sets the range; the state becomes frozen (or learning when it was).
+  void set_ranges(const std::vector<Range>& ranges);
+  /// Sets the grids exactly as given (an encodings file): ranges follow from them; frozen.
+  void set_grids(const std::vector<Grid>& grids);
+
+
+ private:
+  [[noreturn]] void refuse(const char* action) const;
+  void start(const std::vector<Range>& ranges);
+  void store(const std::vector<Range>& ranges);
+  Range gated(Range range, const Range& before) const;
+  void refresh();
+  ChannelView view(const Shape& shape) const;
+  Var learned_bound(nn::Parameter& bound, int64_t elements) const;
+
+  std::string name_;
+  QuantizerSpec spec_;
+  QuantizerState state_ = QuantizerState::off;
+  std::unique_ptr<RangeEstimator> estimator_;
+  nn::Parameter min_, max_;        // [channels]
+  std::vector<Range> good_;        // the gated bounds that grids_ was computed from
+  std::vector<Range> initial_;     // what calibration gave: the scale of the smallest allowed width
+  std::vector<Grid> grids_;
+};
+
+}  // namespace detent::quant

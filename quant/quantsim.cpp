@@ -1,0 +1,213 @@
+#include "detent/quant/quantsim.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "detent/quant/placement.h"
+
+namespace detent::quant {
+namespace {
+
+// Tied quantizers appear in several placements; each is driven once.
+std::vector<Quantizer*> distinct(const std::vector<Placement>& placements) {
+  std::vector<Quantizer*> all;
+  for (const Placement& p : placements) {
+    if (std::find(all.begin(), all.end(), p.quantizer.get()) == all.end()) all.push_back(p.quantizer.get());
+  }
+  return all;
+}
+
+// Tab-separated rows as columns of equal width.
+std::string align_columns(const std::string& rows) {
+  std::vector<std::vector<std::string>> cells;
+  std::vector<size_t> widths;
+  std::istringstream lines(rows);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream fields(line);
+    cells.emplace_back();
+    for (std::string cell; std::getline(fields, cell, '\t');) cells.back().push_back(cell);
+    widths.resize(std::max(widths.size(), cells.back().size()), 0);
+    for (size_t i = 0; i < cells.back().size(); ++i) widths[i] = std::max(widths[i], cells.back()[i].size());
+  }
+  std::string out;
+  for (const std::vector<std::string>& row : cells) {
+    for (size_t i = 0; i < row.size(); ++i) out += i + 1 < row.size() ? row[i] + std::string(widths[i] + 2 - row[i].size(), ' ') : row[i];
+    out += '\n';
+  }
+  return out;
+}
+
+}  // namespace
+
+QuantSim::QuantSim(nn::Graph& graph, const QuantSimOptions& options) : graph_(graph), options_(options), placements_(place_quantizers(graph, options)) {
+  for (Quantizer* q : distinct(placements_)) q->set_learning_rate_scale(options.range_learning_rate);
+}
+
+QuantSim::~QuantSim() {
+  for (Placement& p : placements_) {
+    if (p.parameter) {
+      p.parameter->transform = nullptr;
+    } else {
+      graph_.value(p.value).transform = nullptr;
+    }
+  }
+}
+
+void QuantSim::compute_encodings(const std::function<void()>& callback) {
+  const std::vector<Quantizer*> all = distinct(placements_);
+  for (Placement& p : placements_) {
+    if (p.parameter) p.quantizer->encode(p.parameter->value);
+  }
+  bool any = false;
+  for (Quantizer* q : all) {
+    if (q->spec().parameter) continue;
+    q->observe();
+    any = true;
+  }
+  
+  {
+    const nn::Mode mode = graph_.mode();
+    graph_.set_mode(nn::Mode::evaluation);
+    NoGrad no_grad;
+    try {
+      callback();
+    } catch (...) {
+      graph_.set_mode(mode);
+      for (Quantizer* q : all) {
+        if (q->state() == QuantizerState::observing) q->abandon();
+      }
+      throw;
+    }
+    graph_.set_mode(mode);
+  }
+  unseen_.clear();
+  size_t seen = 0;
+  for (Quantizer* q : all) {
+    if (q->spec().parameter) continue;
+    if (q->finish_observing()) {
+      ++seen;
+    } else {
+      unseen_.push_back(q->name());
+    }
+  }
+  DETENT_CHECK(!any || seen > 0, "compute_encodings: the callback ran no data through the network; call it on calibration batches");
+}
+
+QuantizerCounts QuantSim::counts() const {
+  QuantizerCounts n;
+  for (const Placement& p : placements_) {
+    ++(p.kind == Placement::Kind::weight ? n.weight : p.kind == Placement::Kind::bias ? n.bias : n.activation);
+  }
+  return n;
+}
+
+Quantizer* QuantSim::find(const std::string& name) {
+  for (Placement& p : placements_) {
+    if (p.name == name) return p.quantizer.get();
+  }
+  return nullptr;
+}
+
+std::string QuantSim::table() {
+  std::string out = "value\tproducer\tconsumers\tbits\tsymmetric\tstate\trange\tgrid\n";
+  for (Placement& p : placements_) {
+    Quantizer& q = *p.quantizer;
+    std::string consumers;
+    for (const std::string& c : p.consumers) consumers += (consumers.empty() ? "" : ",") + c;
+    out += text(p.name, '\t', p.producer.empty() ? "-" : p.producer, '\t', consumers.empty() ? "-" : consumers, '\t', q.spec().grid.bits, '\t', q.spec().grid.symmetric ? "yes" : "no", '\t',
+                to_string(q.state()), '\t');
+    if (!q.calibrated()) {
+      out += "-\t-\n";
+      continue;
+    }
+    const std::vector<Grid>& grids = q.grids();
+    const Range r = range_of(grids[0]);
+    out += text('[', static_cast<float>(r.min), ", ", static_cast<float>(r.max), ']', grids.size() > 1 ? text(" (1 of ", grids.size(), ")") : std::string(), '\t', grids[0].scale, " * (q - ", grids[0].zero_point,
+                "), ", grids[0].qmin, "..", grids[0].qmax, '\n');
+  }
+  return align_columns(out);
+}
+
+void QuantSim::freeze() {
+  for (Quantizer* q : distinct(placements_)) {
+    if (q->state() == QuantizerState::learning) q->freeze();
+  }
+}
+
+void QuantSim::learn() {
+  for (Quantizer* q : distinct(placements_)) {
+    if (q->state() == QuantizerState::frozen && !q->spec().keep_frozen) q->learn();
+  }
+}
+
+void QuantSim::disable() {
+  DETENT_CHECK(saved_states_.empty(), "QuantSim::disable: the quantizers are disabled already");
+  for (Quantizer* q : distinct(placements_)) {
+    saved_states_.push_back(q->state());
+    if (q->state() != QuantizerState::off) q->disable();
+  }
+}
+
+void QuantSim::enable() {
+  const std::vector<Quantizer*> all = distinct(placements_);
+  DETENT_CHECK(saved_states_.size() == all.size(), "QuantSim::enable: the quantizers are not disabled");
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (saved_states_[i] == QuantizerState::off) continue;
+    all[i]->enable();
+    if (saved_states_[i] == QuantizerState::learning) all[i]->learn();
+  }
+  saved_states_.clear();
+}
+
+EncodingMap QuantSim::encodings() {
+  EncodingMap map;
+  map.args = {.activation_bitwidth = options_.output_bits,
+              .param_bitwidth = options_.param_bits,
+              .symmetric = options_.config.param_symmetric,
+              .per_channel = options_.config.per_channel,
+              .quant_scheme = std::string(aimet_name(options_.scheme))};
+  for (Placement& p : placements_) {
+    Quantizer& q = *p.quantizer;
+    if (q.state() == QuantizerState::off || !q.calibrated()) continue;
+    Encoding e;
+    e.name = p.name;
+    e.bits = q.spec().grid.bits;
+    e.symmetric = q.spec().grid.symmetric;
+    e.grids = q.grids();
+    e.ranges = q.ranges();
+    e.channel_axis = q.spec().channel_axis;
+    (p.parameter ? map.params : map.activations).push_back(std::move(e));
+  }
+  return map;
+}
+
+void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
+  // Everything is matched before anything changes.
+  std::string wrong;
+  std::vector<std::pair<Placement*, const Encoding*>> matched;
+  const auto match = [&](const std::vector<Encoding>& list, bool parameters) {
+    for (const Encoding& e : list) {
+      const auto p = std::find_if(placements_.begin(), placements_.end(), [&](const Placement& x) { return x.name == e.name && (x.parameter != nullptr) == parameters; });
+      if (p == placements_.end()) {
+        if (mode == Load::strict) wrong += text("\n  ", e.name, ": no such quantizer in this network");
+        continue;
+      }
+      const int axis = p->quantizer->spec().channel_axis;
+      const size_t channels = axis < 0 ? 1 : static_cast<size_t>(p->parameter->value.dim(axis));
+      if (e.grids.size() != channels) wrong += text("\n  ", e.name, ": ", e.grids.size(), " grids in the file, ", channels, " here");
+      matched.emplace_back(&*p, &e);
+    }
+  };
+  match(encodings.activations, false);
+  match(encodings.params, true);
+  if (mode == Load::strict) {
+    for (const Placement& p : placements_) {
+      const bool found = std::any_of(matched.begin(), matched.end(), [&](const auto& m) { return m.first == &p; });
+      if (!found) wrong += text("\n  ", p.name, ": no entry in the file");
+    }
+  }
+  DETENT_CHECK(wrong.empty(), "load_encodings: the encodings are those of another network or configuration:", wrong);
+  for (const auto& [placement, encoding] : matched) placement->quantizer->set_grids(encoding->grids);
+}
+
+}  // namespace detent::quant

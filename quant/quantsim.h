@@ -1,0 +1,92 @@
+// QuantSim: places quantizers on a Graph by a config, calibrates them, hands out encodings. Never changes weights. Used by one thread at a time.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "detent/nn/graph.h"
+#include "detent/quant/config.h"
+#include "detent/quant/encoding.h"
+#include "detent/quant/quantizer.h"
+
+namespace detent::quant {
+
+struct QuantSimOptions {
+  Scheme scheme = Scheme::range_learning_tf_enhanced;
+  int param_bits = 8;   ///< 2..16, or 32: parameters stay in float
+  int output_bits = 8;  ///< 2..16, or 32
+  QuantConfig config = default_config();
+  RangeRule range_rule = RangeRule::gated;
+  float range_learning_rate = 1.0f;  ///< learning rate of learned ranges relative to that of the weights
+  EstimatorOptions estimator;
+};
+
+/// One quantizer and where it sits.
+struct Placement {
+  enum class Kind : uint8_t { weight, bias, activation };
+  Kind kind = Kind::activation;
+  std::string name;      ///< of the value or the parameter
+  std::string producer;  ///< node that computes it ("" for an input or a parameter's value)
+  std::string op;        ///< of that node, or of the parameter's owner
+  std::vector<std::string> consumers;
+  nn::Parameter* parameter = nullptr;
+  nn::Value value;
+  std::shared_ptr<Quantizer> quantizer;
+};
+
+struct QuantizerCounts {
+  int weight = 0, activation = 0, bias = 0;
+};
+
+class QuantSim {
+ public:
+  /// Places quantizers (all off); the Graph must outlive the sim. Throws Error for widths out of range or a config that does not fit.
+  QuantSim(nn::Graph& graph, const QuantSimOptions& options = {});
+  /// Takes its quantizers out of the Graph again.
+  ~QuantSim();
+  QuantSim(const QuantSim&) = delete;
+  QuantSim& operator=(const QuantSim&) = delete;
+
+  /// Encodes parameters, runs the callback (forward passes over calibration data) while activations are observed, then encodes those. Throws Error when
+  /// nothing was observed, or a value holds NaN. Quantizers that never saw data are left off: see unseen().
+  void compute_encodings(const std::function<void()>& callback);
+  /// Names of the activation quantizers that the last calibration never reached.
+  const std::vector<std::string>& unseen() const { return unseen_; }
+
+  const std::vector<Placement>& placements() const { return placements_; }
+  QuantizerCounts counts() const;
+  /// The quantizer of a value or parameter, or null.
+  Quantizer* find(const std::string& name);
+  nn::Graph& graph() { return graph_; }
+  const QuantSimOptions& options() const { return options_; }
+
+  /// One line per quantizer: value, producer, consumers, bits, symmetric, state, range, grid.
+  std::string table();
+
+  EncodingMap encodings();
+  /// strict: every quantizer must have an entry and every entry a quantizer (Error listing what does not match); partial otherwise.
+  enum class Load : uint8_t { strict, partial };
+  /// Sets grids as given and freezes them.
+  void load_encodings(const EncodingMap& encodings, Load mode = Load::strict);
+
+  void freeze();
+  void learn();
+  /// Float evaluation through the same Graph: all quantizers off; enable() brings their state back.
+  void disable();
+  void enable();
+
+  /// Writes weights, encodings and models into a folder; defined in io (io/export.cpp). Returns the file names.
+  std::vector<std::string> export_to(const std::string& folder, const std::string& prefix, const std::string& encodings_version = "1.0.0");
+
+ private:
+  friend class Placer;
+  nn::Graph& graph_;
+  QuantSimOptions options_;
+  std::vector<Placement> placements_;
+  std::vector<std::string> unseen_;
+  std::vector<QuantizerState> saved_states_;
+};
+
+}  // namespace detent::quant
