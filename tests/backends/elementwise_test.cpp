@@ -1,0 +1,116 @@
+#include <string>
+
+#include "kernel_support.h"
+
+using namespace detent;
+using namespace detent::test;
+
+TEST_CASE("fill, accumulate, scale, count_nonfinite") {
+  for (int64_t n : {int64_t{1}, int64_t{7}, int64_t{127}, int64_t{128}, int64_t{129}, int64_t{1000}, int64_t{200001}}) {
+    CAPTURE(n);
+    const std::vector<float> x = awkward_values(n), y0 = awkward_values(n, -1.0f, 1.0f, 2);
+    const auto filled = run_guarded<float>(n, [&](float* y) { kernels().fill(y, 1.25f, n); });
+    const auto sum = run_guarded<float>(n, [&](float* y) {
+      std::copy(y0.begin(), y0.end(), y);
+      kernels().accumulate(y, x.data(), n);
+    });
+    const auto scaled = run_guarded<float>(n, [&](float* y) { kernels().scale(y, x.data(), -0.3f, n); });
+    std::vector<double> want_sum, want_scaled;
+    int64_t bad = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      want_sum.push_back(static_cast<double>(x[i]) + static_cast<double>(y0[i]));
+      want_scaled.push_back(static_cast<double>(x[i]) * static_cast<double>(-0.3f));
+      bad += !std::isfinite(x[i]);
+    }
+    CHECK(filled == std::vector<float>(static_cast<size_t>(n), 1.25f));
+    CHECK(first_far(sum, want_sum) == -1);
+    CHECK(first_far(scaled, want_scaled) == -1);
+    CHECK(kernels().count_nonfinite(x.data(), n) == bad);
+  }
+  CHECK(kernels().count_nonfinite(nullptr, 0) == 0);
+}
+
+namespace {
+
+// The definitions, in double and in the textbook's words.
+double value(PointwiseKind kind, double x, double a, double b) {
+  switch (kind) {
+    case PointwiseKind::identity: return x;
+    case PointwiseKind::clip: return std::isnan(x) ? x : std::fmin(std::fmax(x, a), b);
+    case PointwiseKind::leaky_relu: return std::isnan(x) ? x : std::fmax(x, 0.0) + a * std::fmin(x, 0.0);
+    case PointwiseKind::sigmoid: return std::isnan(x) ? x : 0.5 * (1.0 + std::tanh(0.5 * x));
+    case PointwiseKind::tanh: return std::isnan(x) ? x : 1.0 - 2.0 / (std::exp(2.0 * x) + 1.0);
+    case PointwiseKind::hard_sigmoid: return std::isnan(x) ? x : std::fmin(std::fmax(a * x + b, 0.0), 1.0);
+    case PointwiseKind::hard_swish: return std::isnan(x) ? x : x * std::fmin(std::fmax(x + 3.0, 0.0), 6.0) / 6.0;
+    case PointwiseKind::silu: return x / (1.0 + std::exp(-x));
+    case PointwiseKind::affine: return a * x + b;
+  }
+  return 0.0;
+}
+
+struct PointwiseCase {
+  Pointwise op;
+  std::vector<double> kinks;  // where the derivative is one-sided: left out of the numerical check
+};
+
+const PointwiseCase kPointwise[] = {
+    {{PointwiseKind::identity, 0.0f, 0.0f}, {}},
+    {{PointwiseKind::clip, 0.0f, kInf}, {0.0}},
+    {{PointwiseKind::clip, 0.0f, 2.0f}, {0.0, 2.0}},
+    {{PointwiseKind::leaky_relu, 0.125f, 0.0f}, {0.0}},
+    {{PointwiseKind::sigmoid, 0.0f, 0.0f}, {}},
+    {{PointwiseKind::tanh, 0.0f, 0.0f}, {}},
+    {{PointwiseKind::hard_sigmoid, 0.25f, 0.5f}, {-2.0, 2.0}},
+    {{PointwiseKind::hard_swish, 0.0f, 0.0f}, {-3.0, 3.0}},
+    {{PointwiseKind::silu, 0.0f, 0.0f}, {}},
+    {{PointwiseKind::affine, 1.5f, -0.25f}, {}},
+};
+
+}  // namespace
+
+TEST_CASE("pointwise: values at every tail, with NaN, infinities, denormals") {
+  bool seen[64] = {};
+  for (const PointwiseCase& c : kPointwise) {
+    seen[static_cast<int>(c.op.kind)] = true;
+    for (int64_t n : kTails) {
+      CAPTURE(name_of(c.op.kind));
+      CAPTURE(n);
+      std::vector<float> x = awkward_values(n, -5.0f, 5.0f);
+      const bool infinite_ok = c.op.kind != PointwiseKind::silu && c.op.kind != PointwiseKind::hard_swish;  // inf * 0 there
+      for (float& v : x) {
+        if (!infinite_ok && std::isinf(v)) v = 1.0f;
+      }
+      const auto y = run_guarded<float>(n, [&](float* out) { kernels().pointwise({.op = c.op, .x = x.data(), .out = out, .n = n}); });
+      std::vector<double> want;
+      for (float v : x) want.push_back(value(c.op.kind, static_cast<double>(v), static_cast<double>(c.op.a), static_cast<double>(c.op.b)));
+      CHECK(first_far(y, want, 1e-6) == -1);
+    }
+  }
+  int kinds = 0;
+#define DETENT_X(name, functor) ++kinds;
+  DETENT_POINTWISE_LIST(DETENT_X)
+#undef DETENT_X
+  for (int k = 0; k < kinds; ++k) CHECK_MESSAGE(seen[k], "no case for ", name_of(static_cast<PointwiseKind>(k)));
+}
+
+TEST_CASE("pointwise backward is the derivative") {
+  for (const PointwiseCase& c : kPointwise) {
+    CAPTURE(name_of(c.op.kind));
+    const int64_t n = 1000;
+    std::vector<float> x = random_values(n, -5.0f, 5.0f);
+    const std::vector<float> dy = random_values(n, -1.0f, 1.0f, 9);
+    const double a = static_cast<double>(c.op.a), b = static_cast<double>(c.op.b), h = 1e-5;
+    std::vector<double> want;
+    for (size_t i = 0; i < x.size(); ++i) {
+      for (double k : c.kinks) {
+        if (std::abs(static_cast<double>(x[i]) - k) < 1e-3) x[i] += 0.01f;
+      }
+      const double v = static_cast<double>(x[i]);
+      want.push_back(static_cast<double>(dy[i]) * (value(c.op.kind, v + h, a, b) - value(c.op.kind, v - h, a, b)) / (2.0 * h));
+    }
+    const auto y = run_guarded<float>(n, [&](float* out) { kernels().pointwise({.op = c.op, .x = x.data(), .out = out, .n = n}); });
+    const auto dx = run_guarded<float>(
+        n, [&](float* out) { kernels().pointwise_backward({.op = c.op, .x = x.data(), .y = y.data(), .dy = dy.data(), .out = out, .n = n}); });
+    CHECK(first_far(dx, want, 2e-6) == -1);
+  }
+}

@@ -1,0 +1,156 @@
+// Quantization against a reference in double: x/s of two floats rounds to float before rint, which double arithmetic reproduces exactly.
+#include "kernel_support.h"
+
+using namespace detent;
+using namespace detent::test;
+
+namespace {
+
+const Grid kGrids[] = {
+    {0.1f, 37, 0, 255}, {0.02f, 0, -128, 127}, {0.5f, 0, 0, 255}, {0.25f, 128, 0, 255}, {0.03f, 7, 0, 15}, {1.0f, 0, -127, 127},
+    {1e-4f, 32768, 0, 65535}, {1e-7f, 255, 0, 255}, {1e-40f, 3, 0, 255},
+};
+
+double ratio(float x, const Grid& g) { return static_cast<double>(static_cast<float>(static_cast<double>(x) / static_cast<double>(g.scale))); }
+
+// Round half to even without rint.
+double half_even(double v) {
+  const double f = std::floor(v), d = v - f;
+  if (d != 0.5) return d < 0.5 ? f : f + 1.0;
+  return std::fmod(f, 2.0) == 0.0 ? f : f + 1.0;
+}
+
+int64_t code(float x, const Grid& g) {
+  if (std::isnan(x)) return g.zero_point;
+  const double q = half_even(ratio(x, g)) + g.zero_point;
+  return static_cast<int64_t>(std::fmin(std::fmax(q, g.qmin), g.qmax));
+}
+
+// Random, awkward and tie values for a grid.
+std::vector<float> grid_values(int64_t n, const Grid& g, uint64_t seed) {
+  const float lo = g.scale * static_cast<float>(g.qmin - g.zero_point - 5), hi = g.scale * static_cast<float>(g.qmax - g.zero_point + 5);
+  std::vector<float> x = awkward_values(n, lo, hi, seed);
+  for (size_t i = 1; i < x.size(); i += 4) x[i] = g.scale * (static_cast<float>(static_cast<int>(i * 7 % 530) - 265) + 0.5f);
+  return x;
+}
+
+struct View {
+  ChannelView view;
+  int64_t elements() const { return view.outer * view.channels * view.inner; }
+};
+
+const View kViews[] = {
+    {{1, 1, 1}}, {{1, 1, 7}}, {{1, 1, 127}}, {{1, 1, 128}}, {{1, 1, 129}}, {{1, 1, 1000}}, {{1, 1, 5000}}, {{1, 1, 200003}},
+    {{1, 9, 27}}, {{1, 3, 4608}}, {{4, 5, 6}}, {{3, 2, 70000}}, {{100, 9, 1}}, {{700, 130, 1}}, {{1, 9, 1}}, {{2, 4, 16}},
+};
+
+// Per channel grids: variations of one.
+std::vector<Grid> channel_grids(const Grid& base, int64_t channels) {
+  std::vector<Grid> v(static_cast<size_t>(channels), base);
+  for (size_t i = 0; i < v.size(); ++i) v[i].scale *= 1.0f + 0.37f * static_cast<float>(i % 11);
+  return v;
+}
+
+}  // namespace
+
+TEST_CASE("fake_quant: values and codes exact on every grid, view and awkward input") {
+  for (const Grid& base : kGrids) {
+    for (const View& v : kViews) {
+      CAPTURE(base.scale);
+      CAPTURE(v.view.channels);
+      CAPTURE(v.view.inner);
+      const int64_t n = v.elements();
+      const std::vector<Grid> grids = channel_grids(base, v.view.channels);
+      const std::vector<float> x = grid_values(n, base, 3);
+      const bool byte = base.qmax - base.qmin <= 255;
+      const auto y = run_guarded<float>(n, [&](float* out) { kernels().fake_quant({.view = v.view, .x = x.data(), .grids = grids.data(), .y = out}); });
+      const auto codes = !byte ? std::vector<uint8_t>() : run_guarded<uint8_t>(n, [&](uint8_t* out) {
+        kernels().fake_quant({.view = v.view, .x = x.data(), .grids = grids.data(), .codes = out});
+      });
+      Guarded<uint8_t> both(n);
+      std::vector<float> y2(static_cast<size_t>(n));
+      if (byte) kernels().fake_quant({.view = v.view, .x = x.data(), .grids = grids.data(), .y = y2.data(), .codes = both.data()});
+      CHECK(both.intact());
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        const size_t k = static_cast<size_t>(i);
+        const Grid& g = grids[static_cast<size_t>(i / v.view.inner % v.view.channels)];
+        const int64_t q = code(x[k], g);
+        const float want = static_cast<float>(static_cast<double>(g.scale) * static_cast<double>(q - g.zero_point));
+        wrong += std::memcmp(&y[k], &want, 4) != 0;
+        if (byte) wrong += codes[k] != static_cast<uint8_t>(q) || both[i] != static_cast<uint8_t>(q) || std::memcmp(&y2[k], &want, 4) != 0;
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("fake_quant works in place and on unaligned rows") {
+  const Grid g{0.1f, 37, 0, 255};
+  for (int64_t shift : {0, 1, 3, 8}) {
+    const std::vector<float> x = grid_values(1003, g, 5);
+    std::vector<float> y = x;
+    const int64_t n = 1003 - shift;
+    kernels().fake_quant({.view = {1, 1, n}, .x = y.data() + shift, .grids = &g, .y = y.data() + shift});
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < 1003; ++i) {
+      const size_t k = static_cast<size_t>(i);
+      const float want = i < shift ? x[k] : static_cast<float>(static_cast<double>(g.scale) * static_cast<double>(code(x[k], g) - g.zero_point));
+      wrong += std::memcmp(&y[k], &want, 4) != 0;
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("dequantize") {
+  for (int64_t n : kTails) {
+    const Grid g{0.07f, 113, 0, 255};
+    std::vector<uint8_t> codes(static_cast<size_t>(n));
+    for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i * 91);
+    const auto y = run_guarded<float>(n, [&](float* out) { kernels().dequantize({.codes = codes.data(), .grid = g, .y = out, .n = n}); });
+    for (size_t i = 0; i < codes.size(); ++i) CHECK(y[i] == static_cast<float>(static_cast<double>(0.07f) * (codes[i] - 113)));
+  }
+}
+
+TEST_CASE("fake_quant_backward: mask exact, range sums to rounding") {
+  for (const Grid& base : kGrids) {
+    for (const View& v : kViews) {
+      CAPTURE(base.scale);
+      CAPTURE(v.view.channels);
+      CAPTURE(v.view.inner);
+      const int64_t n = v.elements(), channels = v.view.channels;
+      const std::vector<Grid> grids = channel_grids(base, channels);
+      const std::vector<float> x = grid_values(n, base, 6), dy = random_values(n, -1.0f, 1.0f, 8);
+      std::vector<double> scale(static_cast<size_t>(channels)), clip(scale), size(scale), mask(static_cast<size_t>(n));
+      for (int64_t i = 0; i < n; ++i) {
+        const size_t k = static_cast<size_t>(i), c = static_cast<size_t>(i / v.view.inner % channels);
+        const Grid& g = grids[c];
+        if (std::isnan(x[k])) continue;
+        const double t = ratio(x[k], g), q = half_even(t) + g.zero_point, d = static_cast<double>(dy[k]);
+        double term = 0.0;
+        if (q >= g.qmin && q <= g.qmax) {
+          mask[k] = 1.0;
+          term = half_even(t) - t;
+        } else {
+          term = static_cast<double>(code(x[k], g) - g.zero_point);
+          clip[c] += d;
+        }
+        scale[c] += d * term;
+        size[c] += std::abs(d * term) + std::abs(d);
+      }
+      const auto dx = run_guarded<float>(
+          n, [&](float* out) { kernels().fake_quant_backward({.view = v.view, .x = x.data(), .dy = dy.data(), .grids = grids.data(), .dx = out}); });
+      const auto sums = run_guarded<double>(2 * channels, [&](double* out) {
+        kernels().fake_quant_backward({.view = v.view, .x = x.data(), .dy = dy.data(), .grids = grids.data(), .scale_sum = out, .clip_sum = out + channels});
+      });
+      int64_t wrong = 0;
+      for (size_t i = 0; i < dx.size(); ++i) wrong += dx[i] != (mask[i] != 0.0 ? dy[i] : 0.0f);
+      CHECK(wrong == 0);
+      for (size_t c = 0; c < scale.size(); ++c) {
+        // Lanes of a 4096-element block hold 256 floats: 256 * 2^-24 of the sum of magnitudes bounds the error.
+        CHECK(std::abs(sums[c] - scale[c]) <= 1.6e-5 * size[c]);
+        CHECK(std::abs(sums[static_cast<size_t>(channels) + c] - clip[c]) <= 1.6e-5 * size[c]);
+      }
+    }
+  }
+}
