@@ -64,6 +64,12 @@ void straight_through_row(const float* x, const float* dy, const Grid& g, float*
   for (int64_t i = 0; i < n; ++i) dx[i] = x[i] >= lo && x[i] <= hi ? dy[i] : 0.0f;
 }
 
+// The plain straight-through estimator: dy where x itself is on the grid's range.
+void mask_row(const float* x, const float* dy, const Grid& g, float* dx, int64_t n) {
+  const float lo = detent::dequantize(g.qmin, g), hi = detent::dequantize(g.qmax, g);
+  for (int64_t i = 0; i < n; ++i) dx[i] = x[i] >= lo && x[i] <= hi ? dy[i] : 0.0f;
+}
+
 // The rows of a view cut into pieces that threads share; row i belongs to channel i % channels.
 template <class Fn>
 void for_each_piece(const ChannelView& v, Fn&& fn) {
@@ -94,6 +100,10 @@ void dequantize(const DequantizeArgs& a) {
 
 void fake_quant_backward(const FakeQuantBackwardArgs& a) {
   const ChannelView& v = a.view;
+  if (a.mask_on_value) {
+    for_each_piece(v, [&](int64_t, int64_t channel, int64_t at, int64_t n) { mask_row(a.x + at, a.dy + at, a.grids[channel], a.dx + at, n); });
+    return;
+  }
   if (a.mask_on_value) {
     for_each_piece(v, [&](int64_t, int64_t channel, int64_t at, int64_t n) { straight_through_row(a.x + at, a.dy + at, a.grids[channel], a.dx + at, n); });
     return;

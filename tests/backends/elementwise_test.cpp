@@ -44,6 +44,7 @@ double value(PointwiseKind kind, double x, double a, double b) {
     case PointwiseKind::hard_swish: return std::isnan(x) ? x : x * std::fmin(std::fmax(x + 3.0, 0.0), 6.0) / 6.0;
     case PointwiseKind::silu: return x / (1.0 + std::exp(-x));
     case PointwiseKind::affine: return a * x + b;
+    case PointwiseKind::softplus: return std::isnan(x) ? x : (x > 30.0 ? x : std::log(1.0 + std::exp(x)));
   }
   return 0.0;
 }
@@ -64,6 +65,7 @@ const PointwiseCase kPointwise[] = {
     {{PointwiseKind::hard_swish, 0.0f, 0.0f}, {-3.0, 3.0}},
     {{PointwiseKind::silu, 0.0f, 0.0f}, {}},
     {{PointwiseKind::affine, 1.5f, -0.25f}, {}},
+    {{PointwiseKind::softplus, 0.0f, 0.0f}, {}},
 };
 
 }  // namespace
@@ -90,7 +92,7 @@ TEST_CASE("pointwise: values at every tail, with NaN, infinities, denormals") {
 #define DETENT_X(name, functor) ++kinds;
   DETENT_POINTWISE_LIST(DETENT_X)
 #undef DETENT_X
-  for (int k = 0; k < kinds; ++k) CHECK_MESSAGE(seen[k], "no case for ", name_of(static_cast<PointwiseKind>(k)));
+  for (int k = 0; k < kinds; ++k) CHECK_MESSAGE(seen[k], "no case for ", std::string(name_of(static_cast<PointwiseKind>(k))));
 }
 
 TEST_CASE("pointwise backward is the derivative") {

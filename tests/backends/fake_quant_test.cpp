@@ -154,3 +154,24 @@ TEST_CASE("fake_quant_backward: mask exact, range sums to rounding") {
     }
   }
 }
+
+TEST_CASE("fake_quant_backward masked on the value: bounds belong to the grid, half a step beyond does not") {
+  for (const View& v : kViews) {
+    CAPTURE(v.view.inner);
+    const int64_t n = v.elements();
+    const std::vector<Grid> grids = channel_grids(kGrids[2], v.view.channels);
+    std::vector<float> x = grid_values(n, kGrids[2], 11);
+    for (size_t i = 0; i < x.size(); i += 6) x[i] = i % 12 == 0 ? 127.5f : 0.0f;  // the ends of grid 0
+    const std::vector<float> dy = random_values(n, -1.0f, 1.0f, 12);
+    const auto dx = run_guarded<float>(
+        n, [&](float* out) { kernels().fake_quant_backward({.view = v.view, .x = x.data(), .dy = dy.data(), .grids = grids.data(), .mask_on_value = true, .dx = out}); });
+    int64_t wrong = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      const Grid& g = grids[i / static_cast<size_t>(v.view.inner) % grids.size()];
+      const float lo = g.scale * static_cast<float>(g.qmin - g.zero_point), hi = g.scale * static_cast<float>(g.qmax - g.zero_point);
+      const bool outside = std::isnan(x[i]) || x[i] < lo || x[i] > hi;
+      wrong += dx[i] != (outside ? 0.0f : dy[i]);
+    }
+    CHECK(wrong == 0);
+  }
+}
