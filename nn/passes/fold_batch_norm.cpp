@@ -1,0 +1,118 @@
+#include "detent/nn/passes/fold_batch_norm.h"
+
+#include <cmath>
+
+#include "detent/nn/layers.h"
+#include "detent/nn/passes/fold_math.h"
+
+namespace detent::nn {
+namespace {
+
+constexpr double kTolerance = 1e-3;
+
+struct Layer {
+  Parameter* weight = nullptr;
+  Tensor* bias = nullptr;
+};
+
+Layer layer_of(Module& m, bool forward) {
+  if (auto* conv = dynamic_cast<Conv2d*>(&m)) {
+    if (forward && (conv->options().spec.padding != Padding2d{} || conv->options().spec.groups != 1)) return {};
+    return {&conv->weight, &conv->bias.value};
+  }
+  if (auto* dense = dynamic_cast<Dense*>(&m)) return {&dense->weight, &dense->bias.value};
+  return {};
+}
+
+void created_bias(Module& m) {
+  if (auto* conv = dynamic_cast<Conv2d*>(&m)) conv->ensure_bias();
+  if (auto* dense = dynamic_cast<Dense*>(&m)) dense->ensure_bias();
+}
+
+struct Fold {
+  int norm = -1, layer = -1;
+  bool forward = false;
+};
+
+// The next batch norm that can fold; backward has priority, as in AIMET.
+Fold next_fold(Graph& g) {
+  const auto& nodes = g.nodes();
+  for (const bool forward : {false, true}) {
+    for (int i = 0; i < static_cast<int>(nodes.size()); ++i) {
+      const Graph::Node& n = nodes[static_cast<size_t>(i)];
+      if (n.op != "BatchNormalization" || g.value(n.output).transform || g.value(n.inputs[0]).transform) continue;
+      int layer = -1;
+      if (!forward) {
+        layer = g.value(n.inputs[0]).producer;
+        if (layer < 0 || g.consumers(n.inputs[0]).size() != 1 || g.is_output(n.inputs[0])) continue;
+      } else {
+        const std::vector<int> c = g.consumers(n.output);
+        if (c.size() != 1 || g.is_output(n.output)) continue;
+        layer = c[0];
+      }
+      if (layer_of(*nodes[static_cast<size_t>(layer)].module, forward).weight) return {i, layer, forward};
+    }
+  }
+  return {};
+}
+
+Tensor probe(const Shape& one) {
+  Shape s = one;
+  s.set(0, 2);
+  std::vector<float> v(static_cast<size_t>(s.elements()));
+  Rng rng(1, 0x70726f6265);
+  for (float& x : v) x = rng.normal();
+  return Tensor::from<float>(s, v);
+}
+
+double relative_move(const Tensor& before, const Tensor& after) {
+  const std::vector<float> u = before.to_vector<float>(), v = after.to_vector<float>();
+  double largest = 0.0, moved = 0.0;
+  for (size_t i = 0; i < u.size(); ++i) {
+    const double a = static_cast<double>(u[i]), b = static_cast<double>(v[i]);
+    if (!std::isfinite(a) || !std::isfinite(b)) return INFINITY;
+    largest = std::max(largest, std::fabs(a));
+    moved = std::max(moved, std::fabs(a - b));
+  }
+  return moved == 0.0 ? 0.0 : moved / largest;
+}
+
+Tensor run(Module& m, const Tensor& x) {
+  const Var in(x);
+  return m.forward({.training = false}, {&in, 1}).dense();
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> fold_batch_norms(Graph& g) {
+  const NoGrad no_grad;
+  std::vector<std::pair<std::string, std::string>> folded;
+  for (Fold f = next_fold(g); f.norm >= 0; f = next_fold(g)) {
+    const Graph::Node& norm_node = g.nodes()[static_cast<size_t>(f.norm)];
+    const Graph::Node& layer_node = g.nodes()[static_cast<size_t>(f.layer)];
+    auto& norm = static_cast<BatchNorm&>(*norm_node.module);
+    Module& module = *layer_node.module;
+    const Layer layer = layer_of(module, f.forward);
+
+    const Graph::Node& first = f.forward ? norm_node : layer_node;
+    const Tensor x = probe(g.value(first.inputs[0]).shape).to(layer.weight->value.device());
+    const Tensor before = f.forward ? run(module, run(norm, x)) : run(norm, run(module, x));
+
+    const NormTerms terms = norm_terms(norm.weight.value, norm.bias.value, norm.running_mean, norm.running_var, static_cast<double>(norm.options().eps));
+    const Tensor weight = layer.weight->value, bias = *layer.bias;
+    (f.forward ? fold_forward : fold_backward)(layer.weight->value, *layer.bias, terms);
+    const double move = relative_move(before, run(module, x));
+    if (!(move <= kTolerance)) {
+      layer.weight->value = weight;
+      *layer.bias = bias;
+      fail("fold_batch_norms: folding \"", norm_node.name, "\" into \"", layer_node.name, "\" would move its output by ", move, " of its largest value (limit ", kTolerance,
+           "): its statistics do not fold in float32; re-estimate or leave them");
+    }
+    created_bias(module);
+    folded.emplace_back(layer_node.name, norm_node.name);
+    g.bypass(f.norm);
+  }
+  return folded;
+}
+
+}  // namespace detent::nn

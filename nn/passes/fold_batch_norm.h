@@ -1,0 +1,17 @@
+// Folds batch norms into the convolutions and dense layers beside them; edits the Graph.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "detent/nn/graph.h"
+
+namespace detent::nn {
+
+/// Folds every batch norm behind a Conv2d or Dense that only it reads, and every one before a Conv2d (no padding, one group) or Dense that alone reads it.
+/// Others stay as they are. Returns (layer, batch norm) name pairs. Each fold is checked on a probe batch: an output that moves by more than 1e-3 of
+/// its largest value is an Error that names the layer; it and those behind it are then left as they were.
+std::vector<std::pair<std::string, std::string>> fold_batch_norms(Graph& graph);
+
+}  // namespace detent::nn

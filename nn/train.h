@@ -1,0 +1,96 @@
+// Training and evaluation loops over any source of batches. fit() is only a loop around Trainer::step; a loop of your own works as well.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "detent/nn/graph.h"
+#include "detent/nn/optimizer.h"
+
+namespace detent::nn {
+
+/// What one step did.
+struct StepInfo {
+  int64_t step = 0;   ///< counted from 1, over all epochs
+  int64_t epoch = 0;  ///< counted from 0
+  float loss = 0.0f;
+  float learning_rate = 0.0f;
+  int64_t images = 0;
+};
+
+/// One step: forward, loss, backward, update. A NaN or infinite loss or gradient is an Error that names the first layer with one; weights are then unchanged.
+class Trainer {
+ public:
+  Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule);
+  /// images [n,h,w,c], labels i64 [n].
+  StepInfo step(const Tensor& images, const Tensor& labels);
+  int64_t steps_done() const { return step_; }
+  /// Continues a schedule that was interrupted after this many steps.
+  void set_steps_done(int64_t steps) { step_ = steps; }
+  float label_smoothing = 0.0f;
+
+ private:
+  Graph& graph_;
+  Optimizer& optimizer_;
+  Schedule schedule_;
+  std::vector<Parameter*> parameters_;
+  int64_t step_ = 0;
+};
+
+/// The name of the first value with a NaN or an infinity when the network runs on these images, or "".
+std::string first_nonfinite_value(Graph& graph, const Tensor& images);
+
+struct Accuracy {
+  int64_t images = 0;
+  int64_t correct1 = 0, correct5 = 0;
+  double top1() const { return images ? static_cast<double>(correct1) / static_cast<double>(images) : 0.0; }
+  double top5() const { return images ? static_cast<double>(correct5) / static_cast<double>(images) : 0.0; }
+};
+
+/// Counts top-1 and top-5 of scores [n,classes]; equal scores: the lowest class index wins. NaN never counts as correct.
+void count_correct(const Tensor& scores, const Tensor& labels, Accuracy& accuracy);
+
+/// Runs the network in evaluation mode without recording.
+Tensor infer(Graph& graph, const Tensor& images);
+
+/// Accuracy over every batch of `source` (begin(epoch), next(batch) with batch.images and batch.labels). on_batch(images so far) may be empty.
+template <class Source>
+Accuracy evaluate(Graph& graph, Source& source, const std::function<void(int64_t)>& on_batch = {}) {
+  Accuracy a;
+  typename Source::Batch batch;
+  source.begin(0);
+  while (source.next(batch)) {
+    count_correct(infer(graph, batch.images), batch.labels, a);
+    if (on_batch) on_batch(a.images);
+  }
+  return a;
+}
+
+struct FitOptions {
+  int64_t epochs = 1;
+  float learning_rate = 1e-3f;
+  float momentum = 0.9f;
+  float weight_decay = 0.0f;
+  int64_t max_steps = 0;                              ///< 0: no limit
+  std::function<bool(const StepInfo&)> on_step = {};  ///< false stops
+};
+
+/// SGD with momentum at a constant learning rate over `epochs` passes of `source`.
+template <class Source>
+int64_t fit(Graph& graph, Source& source, const FitOptions& options) {
+  Sgd sgd({.learning_rate = options.learning_rate, .momentum = options.momentum, .weight_decay = options.weight_decay});
+  Trainer trainer(graph, sgd, {.base = options.learning_rate});
+  typename Source::Batch batch;
+  for (int64_t epoch = 0; epoch < options.epochs; ++epoch) {
+    source.begin(epoch);
+    while (source.next(batch)) {
+      StepInfo info = trainer.step(batch.images, batch.labels);
+      info.epoch = epoch;
+      if ((options.on_step && !options.on_step(info)) || info.step == options.max_steps) return info.step;
+    }
+  }
+  return trainer.steps_done();
+}
+
+}  // namespace detent::nn
