@@ -1,0 +1,208 @@
+"""Runs every check on the build in build/ and sums up: scripts/test calls this after scripts/setup."""
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+INSTALLED = BUILD / "installed"
+# The test cases that start threads, for TSan.
+THREADED = "*thread*,*pool*,*parallel*,*loader*,*allocator*,*concurrent*,*prefetch*"
+SANITIZER_ENV = {"ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1", "TSAN_OPTIONS": "halt_on_error=1"}
+
+DOCTEST = re.compile(r"\[doctest\] test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped")
+PLAIN = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
+SKIPPED = re.compile(r"\bSKIPPED: (.*)")
+
+
+class Tally:
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+
+    def add(self, label, passed, failed, skipped, seconds, output=""):
+        self.passed += passed
+        self.failed += failed
+        self.skipped += skipped
+        print(f"{label:32} {passed:6} passed {failed:4} failed {skipped:4} skipped {seconds:7.1f} s", flush=True)
+        if failed and output:
+            print(output[-8000:])
+
+    def test_program(self, label, output, code, seconds, count_unselected=True):
+        """Counts what a doctest binary or any program ending in a plain closing line reports."""
+        passed, failed, skipped = 0, 0, 0
+        if found := DOCTEST.findall(output):
+            passed, failed, skipped = map(int, found[-1])
+            if not count_unselected:
+                skipped = 0
+            # A case that returns early for want of data says so, and counts as skipped, not as passed.
+            reasons = SKIPPED.findall(output)
+            passed, skipped = passed - len(reasons), skipped + len(reasons)
+            for reason in sorted(set(reasons)):
+                print(f"  {label}: skipped: {reason}")
+        elif found := PLAIN.findall(output):
+            passed, failed, skipped = (int(n or 0) for n in found[-1])
+        elif code == 77:
+            skipped = 1
+        elif code == 0:
+            passed = 1
+        if code not in (0, 77) and failed == 0:  # crashed, timed out, or a sanitizer's report
+            failed = 1
+        if passed + failed + skipped == 0:
+            failed = 1
+            output += "\nno test ran"
+        self.add(label, passed, failed, skipped, seconds, output)
+
+    def command(self, label, run):
+        """run() returns (ok, output); ok None means skipped."""
+        start = time.monotonic()
+        try:
+            ok, output = run()
+        except subprocess.TimeoutExpired as e:
+            ok, output = False, str(e)
+        if ok is None:
+            print(f"  {label}: skipped: {output}")
+        self.add(label, int(ok is True), int(ok is False), int(ok is None), time.monotonic() - start, output)
+        if ok:
+            print("  " + output.strip().replace("\n", "\n  "), flush=True)
+
+
+def run(*command, cwd=ROOT, env=None, timeout=1800):
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env={**os.environ, **(env or {})}, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, errors="replace")
+    return done.returncode, done.stdout
+
+
+def fast_suite(tally, build, label, env=None, multiplier=1):
+    log = build / "meson-logs" / "testlog.json"
+    log.unlink(missing_ok=True)
+    run("meson", "test", "-C", build, "--no-rebuild", "--suite", "fast", "--timeout-multiplier", multiplier, env=env)
+    entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    for e in entries:
+        output = (e.get("stdout") or "") + (e.get("stderr") or "")
+        tally.test_program(f"{label} {e['name'].split(' / ')[-1]}", output, e.get("returncode", 1), e["duration"])
+    if not entries:
+        tally.add(label, 0, 1, 0, 0, f"no tests ran in {build}")
+
+
+def install():
+    shutil.rmtree(INSTALLED, ignore_errors=True)
+    code, output = run("meson", "install", "-C", BUILD, "--no-rebuild", "--quiet", "--destdir", INSTALLED)
+    configs = list(INSTALLED.rglob("detent.pc"))
+    return (True, f"to {INSTALLED.relative_to(ROOT)}") if code == 0 and configs else (False, output)
+
+
+def header(path):
+    """Compiles one installed header alone; returns (seconds, output of a failure)."""
+    include = next(INSTALLED.rglob("detent.h")).parent.parent
+    name = path.relative_to(include)
+    start = time.monotonic()
+    done = subprocess.run(["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{include}", "-x", "c++", "-"], input=f"#include <{name}>\n", text=True,
+                          capture_output=True)
+    return time.monotonic() - start, name, done.stderr if done.returncode else ""
+
+
+def headers():
+    folder = next(INSTALLED.rglob("detent.h")).parent
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = sorted(pool.map(header, folder.rglob("*.h")), reverse=True)
+    broken = [f"{name}\n{output}" for _, name, output in results if output]
+    if broken:
+        return False, "\n".join(broken)
+    return True, f"{len(results)} headers compile alone; slowest {results[0][1]} {results[0][0]:.1f} s"
+
+
+def embed(build_commands, program="embed"):
+    """Copies examples/embed outside the source tree, builds it against the installed library and runs it."""
+
+    def work():
+        folder = BUILD / "embed"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(ROOT / "examples" / "embed", folder)
+        pc = next(INSTALLED.rglob("detent.pc"))
+        libdir = pc.parent.parent
+        env = {"PKG_CONFIG_PATH": str(pc.parent), "CMAKE_PREFIX_PATH": str(INSTALLED / "usr" / "local"), "detent_DIR": str(libdir / "cmake" / "detent")}
+        for command in build_commands:
+            if not shutil.which(command[0]):
+                return None, f"{command[0]} is not installed"
+            code, output = run(*command, cwd=folder, env=env)
+            if code:
+                return False, output
+        static = "static" in program or any("STATIC=1" in c for c in build_commands)
+        code, output = run(folder / program, env={} if static else {"LD_LIBRARY_PATH": str(libdir)})
+        return code == 0, output
+
+    return work
+
+
+def subproject():
+    """The embedder's Meson project with the sources as its subproject, nothing installed."""
+    folder = BUILD / "embed"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "examples" / "embed", folder)
+    (folder / "subprojects").mkdir()
+    (folder / "subprojects" / "detent").symlink_to(ROOT)
+    for command in [("meson", "setup", "out", "--buildtype=release", "--force-fallback-for=detent"), ("ninja", "-C", "out", "embed"), ("out/embed",)]:
+        code, output = run(*command, cwd=folder)
+        if code:
+            return False, output
+    return True, output
+
+
+def sanitized_build(name, sanitize, targets):
+    build = ROOT / name
+    if not (build / "build.ninja").exists():
+        shutil.rmtree(build, ignore_errors=True)
+        code, output = run("meson", "setup", build, "--buildtype=debugoptimized", "-Doptimization=1", f"-Db_sanitize={sanitize}", "-Db_lundef=false", "-Dbench=disabled",
+                           "-Dexamples=disabled", "-Dcpp_args=-fno-sanitize-recover=all", "-Ddefault_library=shared")
+        if code:
+            return build, (False, output)
+    code, output = run("ninja", "-C", build, *targets)
+    return build, (code == 0, f"built {name}" if code == 0 else output)
+
+
+def sanitizers(tally):
+    build, result = sanitized_build("build-asan", "address,undefined", [])
+    tally.command("asan, ubsan: build", lambda: result)
+    if result[0]:
+        fast_suite(tally, build, "asan", SANITIZER_ENV, multiplier=10)
+    binaries = [f"tests/{p.name}" for p in (BUILD / "tests").glob("test_*") if p.is_file() and p.name in ("test_core", "test_io")]
+    build, result = sanitized_build("build-tsan", "thread", binaries)
+    tally.command("tsan: build", lambda: result)
+    for binary in binaries if result[0] else []:
+        start = time.monotonic()
+        code, output = run(build / binary, f"--test-case={THREADED}", env=SANITIZER_ENV)
+        tally.test_program(f"tsan {Path(binary).name[5:]}", output, code, time.monotonic() - start, count_unselected=False)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sanitizers", action="store_true")
+    options = parser.parse_args()
+    tally = Tally()
+    fast_suite(tally, BUILD, "test")
+    tally.command("layers", lambda: (lambda r: (r[0] == 0, r[1]))(run("scripts/check_layers")))
+    tally.command("install", install)
+    if any(INSTALLED.rglob("detent.pc")):
+        tally.command("headers", headers)
+        tally.command("embed: pkg-config, shared", embed([("make",)]))
+        tally.command("embed: pkg-config, static", embed([("make", "STATIC=1")]))
+        cmake = [("cmake", "-S", ".", "-B", "out"), ("cmake", "--build", "out")]
+        tally.command("embed: CMake, shared", embed(cmake, "out/embed"))
+        tally.command("embed: CMake, static", embed(cmake, "out/embed-static"))
+        tally.command("embed: Meson, installed", embed([("meson", "setup", "out"), ("ninja", "-C", "out")], "out/embed"))
+    if options.sanitizers:
+        tally.command("embed: Meson, subproject", subproject)
+        sanitizers(tally)
+    print(f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped")
+    return 1 if tally.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
