@@ -54,13 +54,11 @@ void count_correct(const Tensor& scores, const Tensor& labels, Accuracy& accurac
 /// Runs the network in evaluation mode without recording.
 Tensor infer(Graph& graph, const Tensor& images);
 
-/// Accuracy over every batch of `source` (begin(epoch), next(batch) with batch.images and batch.labels). on_batch(images so far) may be empty.
+/// Accuracy over every batch of a range of batches (batch.images, batch.labels): io::Loader, or a std::vector. on_batch(images so far) may be empty.
 template <class Source>
-Accuracy evaluate(Graph& graph, Source& source, const std::function<void(int64_t)>& on_batch = {}) {
+Accuracy evaluate(Graph& graph, Source&& source, const std::function<void(int64_t)>& on_batch = {}) {
   Accuracy a;
-  typename Source::Batch batch;
-  source.begin(0);
-  while (source.next(batch)) {
+  for (const auto& batch : source) {
     count_correct(infer(graph, batch.images), batch.labels, a);
     if (on_batch) on_batch(a.images);
   }
@@ -78,13 +76,11 @@ struct FitOptions {
 
 /// SGD with momentum at a constant learning rate over `epochs` passes of `source`.
 template <class Source>
-int64_t fit(Graph& graph, Source& source, const FitOptions& options) {
+int64_t fit(Graph& graph, Source&& source, const FitOptions& options) {
   Sgd sgd({.learning_rate = options.learning_rate, .momentum = options.momentum, .weight_decay = options.weight_decay});
   Trainer trainer(graph, sgd, {.base = options.learning_rate});
-  typename Source::Batch batch;
   for (int64_t epoch = 0; epoch < options.epochs; ++epoch) {
-    source.begin(epoch);
-    while (source.next(batch)) {
+    for (const auto& batch : source) {
       StepInfo info = trainer.step(batch.images, batch.labels);
       info.epoch = epoch;
       if ((options.on_step && !options.on_step(info)) || info.step == options.max_steps) return info.step;

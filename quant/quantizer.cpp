@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "detent/core/bytes.h"
+
 namespace detent::quant {
 namespace {
 
@@ -253,6 +255,59 @@ void Quantizer::set_grids(const std::vector<Grid>& grids) {
   store(ranges);
   grids_ = grids;
   state_ = QuantizerState::frozen;
+}
+
+std::string Quantizer::save() const {
+  ByteWriter out;
+  out.put(static_cast<uint8_t>(state_));
+  out.put<uint64_t>(grids_.size());
+  if (!grids_.empty()) {
+    const std::vector<float> lo = min_.value.to_vector<float>(), hi = max_.value.to_vector<float>();
+    for (size_t i = 0; i < grids_.size(); ++i) {
+      out.put(lo[i]);
+      out.put(hi[i]);
+      out.put(good_[i]);
+      out.put(initial_[i]);
+      out.put(grids_[i]);
+    }
+  }
+  out.put_string(estimator_ ? estimator_->save() : std::string());
+  return out.take();
+}
+
+void Quantizer::restore(std::string_view bytes) {
+  ByteReader in(bytes, text("quantizer \"", name_, "\""));
+  const auto state = in.get<uint8_t>();
+  DETENT_CHECK(state <= static_cast<uint8_t>(QuantizerState::learning), "quantizer \"", name_, "\": state ", state, " in the checkpoint is unknown");
+  const uint64_t n = in.get_count(2 * sizeof(float) + 2 * sizeof(Range) + sizeof(Grid));
+  std::vector<float> lo(n), hi(n);
+  std::vector<Range> good(n), initial(n);
+  std::vector<Grid> grids(n);
+  for (uint64_t i = 0; i < n; ++i) {
+    lo[i] = in.get<float>();
+    hi[i] = in.get<float>();
+    good[i] = in.get<Range>();
+    initial[i] = in.get<Range>();
+    grids[i] = in.get<Grid>();
+    DETENT_CHECK(is_valid(grids[i]), "quantizer \"", name_, "\": grid ", i, " in the checkpoint is not valid");
+  }
+  const std::string_view statistics = in.get_string();
+  std::unique_ptr<RangeEstimator> estimator;
+  if (!statistics.empty()) {
+    estimator = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
+    estimator->load(statistics);
+  }
+  DETENT_CHECK(n > 0 || state == static_cast<uint8_t>(QuantizerState::off) || estimator, "quantizer \"", name_, "\": the checkpoint holds no range");
+  if (n > 0) {
+    const Shape shape{static_cast<int64_t>(n)};
+    min_.value = Tensor::from<float>(shape, lo);
+    max_.value = Tensor::from<float>(shape, hi);
+  }
+  good_ = std::move(good);
+  initial_ = std::move(initial);
+  grids_ = std::move(grids);
+  estimator_ = std::move(estimator);
+  state_ = static_cast<QuantizerState>(state);
 }
 
 }  // namespace detent::quant

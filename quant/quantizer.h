@@ -75,6 +75,10 @@ class Quantizer final : public nn::Transform {
   void set_grids(const std::vector<Grid>& grids);
 
 
+  /// State, bounds, grids and calibration statistics as bytes for checkpoints; restore() brings back the same bits. Throws Error when they do not fit.
+  std::string save() const;
+  void restore(std::string_view bytes);
+
  private:
   [[noreturn]] void refuse(const char* action) const;
   void start(const std::vector<Range>& ranges);

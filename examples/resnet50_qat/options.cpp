@@ -1,0 +1,157 @@
+#include "options.h"
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "detent/nn/models/models.h"
+
+namespace qat {
+namespace {
+
+using detent::fail;
+using detent::text;
+
+constexpr const char* kVersion = "resnet50_qat (Detent 0.1.0)";
+
+void at_least(const char* option, int64_t value, int64_t least) { DETENT_CHECK(value >= least, option, " ", value, ": give at least ", least); }
+
+void finite(const char* option, float value, float least) {
+  DETENT_CHECK(std::isfinite(value) && value >= least, option, " ", value, ": give a finite number of at least ", least);
+}
+
+void one_of(const char* option, const std::string& value, std::initializer_list<std::string_view> allowed) {
+  std::string list;
+  for (const std::string_view a : allowed) {
+    if (a == value) return;
+    list += (list.empty() ? "" : ", ") + std::string(a);
+  }
+  fail(option, " \"", value, "\"", detent::nearest_name(value, allowed.begin(), allowed.size()), ": give one of ", list);
+}
+
+void check(const Options& o, int threads) {
+  detent::nn::models::published(o.arch);
+  one_of("--device", o.device, {"auto", "cpu", "cuda"});
+  one_of("--encodings-version", o.encodings_version, {"0.6.1", "1.0.0", "2.0.0"});
+  at_least("--threads", threads, 1);
+  at_least("--batch", o.batch, 1);
+  at_least("--eval-batch", o.eval_batch, 1);
+  at_least("--calibration-samples", o.calibration_samples, 1);
+  at_least("--epochs", o.epochs, 0);
+  at_least("--decay-steps", o.decay_steps, 1);
+  at_least("--max-steps", o.max_steps, 0);
+  at_least("--eval-samples", o.eval_samples, 0);
+  at_least("--classes", o.classes, 0);
+  at_least("--image-size", o.image_size, 0);
+  at_least("--checkpoint-every", o.checkpoint_every, 0);
+  at_least("--keep-checkpoints", o.keep_checkpoints, 1);
+  at_least("--skip-bad-records", o.skip_bad_records, 0);
+  at_least("--float-steps", o.float_steps, 1);
+  for (const auto& [option, bits] : {std::pair{"--param-bw", o.param_bits}, std::pair{"--output-bw", o.output_bits}}) {
+    DETENT_CHECK((bits >= 2 && bits <= 16) || bits == 32, option, " ", bits, ": give 2..16, or 32 for float");
+  }
+  finite("--lr", o.lr, 0.0f);
+  finite("--range-lr-scale", o.range_lr_scale, 0.0f);
+  finite("--momentum", o.momentum, 0.0f);
+  finite("--weight-decay", o.weight_decay, 0.0f);
+  DETENT_CHECK(o.momentum < 1.0f, "--momentum ", o.momentum, ": give a number below 1");
+  DETENT_CHECK(!o.prefix.empty() && o.prefix.find('/') == std::string::npos, "--prefix \"", o.prefix, "\": give a file name without a folder; the folder is --output");
+  DETENT_CHECK(!(o.built_in() && !o.weights.empty()), "--weights ", o.weights, ": also give --data; without it the built-in data set and its own float weights are used");
+  DETENT_CHECK(o.built_in() || !o.weights.empty() || !o.resume.empty(), "--data ", o.data, ": also give --weights with the trained float network");
+}
+
+}  // namespace
+
+bool parse(int argc, char** argv, Options& o, std::string& out) {
+  CLI::App app(
+      "Quantization-aware training with learned ranges: float accuracy, batch-norm folding, calibration, quantized accuracy, training, export.\n"
+      "Without --data a small built-in data set is made and ResNet-50 is trained on it first.",
+      "resnet50_qat");
+  std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule));
+  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  app.option_defaults()->always_capture_default();
+  app.add_option("--data", o.data, "folder of TFRecords train*, valid* (image/encoded, image/class/label)");
+  app.add_option("--arch", o.arch, "resnet50-v1 (Keras), resnet50-v1.5 (torchvision), resnet34, resnet18, resnet20-cifar10");
+  app.add_option("--weights", o.weights, "trained float weights (safetensors)");
+  app.add_option("--label-offset", o.label_offset, "subtracted from the stored labels");
+  app.add_option("--device", o.device, "auto, cpu or cuda");
+  app.add_option("--threads", threads, "threads of computation; results do not depend on it");
+  app.add_option("--seed", o.seed, "seed of shuffling, augmentation and initial weights");
+  app.add_option("--batch", o.batch, "images a training step");
+  app.add_option("--eval-batch", o.eval_batch, "images a batch of evaluation and calibration");
+  app.add_option("--quant-scheme", scheme, "range-learning-tf, range-learning-tf-enhanced, range-learning-percentile, tf, tf-enhanced, percentile, mse, moving-average");
+  app.add_option("--param-bw", o.param_bits, "bits of weights, 2..16, or 32 for float");
+  app.add_option("--output-bw", o.output_bits, "bits of activations, 2..16, or 32 for float");
+  app.add_option("--config", o.config, "AIMET quantsim JSON, or the name of a shipped one: tensorflow_default, per_channel_default, integer");
+  app.add_option("--range-gradient", rule, "how learned ranges move: gated, lsq (with its gradient scale), aimet (its exact rule, unguarded)");
+  app.add_option("--range-lr-scale", o.range_lr_scale, "learning rate of ranges relative to that of weights");
+  app.add_option("--calibration-samples", o.calibration_samples, "training images the ranges are calibrated on");
+  app.add_option("--epochs", o.epochs, "epochs of quantization-aware training");
+  app.add_option("--lr", o.lr, "learning rate");
+  app.add_option("--decay-steps", o.decay_steps, "epochs per division of the learning rate by 10");
+  app.add_option("--momentum", o.momentum, "of SGD");
+  app.add_option("--weight-decay", o.weight_decay, "of SGD");
+  app.add_option("--max-steps", o.max_steps, "stop training after so many steps; 0: no limit");
+  app.add_option("--eval-samples", o.eval_samples, "validate on the first so many images; 0: all");
+  app.add_option("--classes", o.classes, "classes of the network; 0: as published");
+  app.add_option("--image-size", o.image_size, "input height and width; 0: as published");
+  app.add_option("--preprocess", preprocess, "keras, torchvision or cifar; default by architecture");
+  app.add_option("--output", o.output, "folder for the results");
+  app.add_option("--prefix", o.prefix, "beginning of the result files' names");
+  app.add_option("--encodings-version", o.encodings_version, "0.6.1, 1.0.0 or 2.0.0");
+  app.add_option("--checkpoint-every", o.checkpoint_every, "save PREFIX.step-N.ckpt every so many steps; 0: never");
+  app.add_option("--keep-checkpoints", o.keep_checkpoints, "newest checkpoints that stay");
+  app.add_option("--resume", o.resume, "a checkpoint, or auto: the newest good one in --output, else from the start");
+  app.add_option("--skip-bad-records", o.skip_bad_records, "broken training records left out before the next one is an error");
+  app.add_option("--float-steps", o.float_steps, "steps of float training on the built-in data set");
+  app.add_flag("--print-quantizers", o.print_quantizers, "print every quantizer with its range and grid at the end");
+  app.add_flag("--quiet", o.quiet, "no progress; only the final table");
+  app.set_version_flag("--version", kVersion);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    out = app.help();
+    return false;
+  } catch (const CLI::CallForVersion&) {
+    out = std::string(kVersion) + "\n";
+    return false;
+  } catch (const CLI::ParseError& e) {
+    std::string what = e.what();
+    for (char& c : what) c = c == '\n' ? ' ' : c;
+    fail("command line: ", what, "; see --help");
+  }
+  o.scheme = detent::quant::parse_scheme(scheme);
+  one_of("--range-gradient", rule, {"gated", "lsq", "aimet"});
+  for (const auto r : {detent::quant::RangeRule::gated, detent::quant::RangeRule::lsq, detent::quant::RangeRule::aimet}) {
+    if (to_string(r) == rule) o.range_rule = r;
+  }
+  if (!preprocess.empty()) o.preprocess = detent::io::parse_preprocess(preprocess);
+  check(o, threads);
+  o.threads = threads;
+  return true;
+}
+
+std::string resume_key(const Options& o) {
+  return nlohmann::json{{"arch", o.arch},
+                        {"data", o.data},
+                        {"batch", o.batch},
+                        {"seed", o.seed},
+                        {"quant-scheme", detent::quant::to_string(o.scheme)},
+                        {"param-bw", o.param_bits},
+                        {"output-bw", o.output_bits},
+                        {"config", o.config},
+                        {"range-gradient", to_string(o.range_rule)},
+                        {"range-lr-scale", o.range_lr_scale},
+                        {"calibration-samples", o.calibration_samples},
+                        {"lr", o.lr},
+                        {"decay-steps", o.decay_steps},
+                        {"momentum", o.momentum},
+                        {"weight-decay", o.weight_decay},
+                        {"classes", o.classes},
+                        {"image-size", o.image_size},
+                        {"label-offset", o.label_offset},
+                        {"skip-bad-records", o.skip_bad_records}}
+      .dump();
+}
+
+}  // namespace qat

@@ -1,0 +1,55 @@
+// The program's command line.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "detent/io/data/preprocess.h"
+#include "detent/quant/quantsim.h"
+
+namespace qat {
+
+struct Options {
+  std::string data;  ///< empty: the built-in set
+  std::string arch = "resnet50-v1";
+  std::string weights;
+  int64_t label_offset = 1;
+  std::string device = "auto";
+  int threads = 0;  ///< 0: all cores
+  uint64_t seed = 0;
+  int64_t batch = 32, eval_batch = 64;
+  detent::quant::Scheme scheme = detent::quant::Scheme::range_learning_tf_enhanced;
+  int param_bits = 8, output_bits = 8;
+  std::string config;
+  detent::quant::RangeRule range_rule = detent::quant::RangeRule::gated;
+  float range_lr_scale = 1.0f;
+  int64_t calibration_samples = 500;
+  int64_t epochs = 1;
+  float lr = 1e-3f;
+  int64_t decay_steps = 5;
+  float momentum = 0.9f, weight_decay = 0.0f;
+  int64_t max_steps = 0, eval_samples = 0;
+  int64_t classes = 0, image_size = 0;  ///< 0: by architecture
+  std::optional<detent::io::Preprocess> preprocess;
+  std::string output = "./output";
+  std::string prefix = "resnet50_after_qat_range_learning";
+  std::string encodings_version = "1.0.0";
+  int64_t checkpoint_every = 0;
+  int keep_checkpoints = 3;
+  std::string resume;  ///< empty, "auto" or a file
+  int64_t float_steps = 300;  ///< of the built-in data set's float training
+  int64_t skip_bad_records = 0;
+  bool print_quantizers = false;
+  bool quiet = false;
+
+  bool built_in() const { return data.empty(); }
+};
+
+/// Parses and checks. Throws detent::Error for bad usage. Returns false when --help or --version was asked for; `text` is then what to print.
+bool parse(int argc, char** argv, Options& options, std::string& text);
+
+/// What must be equal for a checkpoint to continue this run, as JSON.
+std::string resume_key(const Options& options);
+
+}  // namespace qat

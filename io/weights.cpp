@@ -1,0 +1,100 @@
+#include "detent/io/weights.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "detent/core/file.h"
+
+namespace detent::io {
+namespace {
+
+Tensor permuted(const Tensor& w, int64_t outer, int64_t a, int64_t b, const Shape& shape) {
+  const std::vector<float> in = w.to_vector<float>();
+  std::vector<float> out(in.size());
+  for (int64_t o = 0; o < outer; ++o) {
+    for (int64_t i = 0; i < a; ++i) {
+      for (int64_t j = 0; j < b; ++j) out[static_cast<size_t>((o * b + j) * a + i)] = in[static_cast<size_t>((o * a + i) * b + j)];
+    }
+  }
+  return Tensor::from<float>(shape, out).to(w.device());
+}
+
+// "module.conv1.weight" and "conv1.weight" name the same tensor when every name in the file carries the prefix.
+std::string common_prefix(std::span<const NamedTensor> tensors) {
+  for (const std::string_view prefix : {"module.", "model.", "backbone."}) {
+    if (!tensors.empty() && std::all_of(tensors.begin(), tensors.end(), [&](const NamedTensor& t) { return t.name.starts_with(prefix); })) return std::string(prefix);
+  }
+  return {};
+}
+
+Shape file_shape(const Shape& s) { return s.rank() == 4 ? Shape{s[0], s[3], s[1], s[2]} : s; }
+
+void append_some(std::string& list, int& count, const std::string& line) {
+  constexpr int kShown = 40;
+  if (++count <= kShown) list += "\n  " + line;
+}
+
+}  // namespace
+
+Tensor ohwi_to_oihw(const Tensor& w) {
+  DETENT_CHECK(w.rank() == 4, "weights: ", w.shape(), " is not a convolution's weight");
+  return permuted(w, w.dim(0), w.dim(1) * w.dim(2), w.dim(3), {w.dim(0), w.dim(3), w.dim(1), w.dim(2)});
+}
+
+Tensor oihw_to_ohwi(const Tensor& w) {
+  DETENT_CHECK(w.rank() == 4, "weights: ", w.shape(), " is not a convolution's weight");
+  return permuted(w, w.dim(0), w.dim(1), w.dim(2) * w.dim(3), {w.dim(0), w.dim(2), w.dim(3), w.dim(1)});
+}
+
+void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, const std::string& source) {
+  const std::string prefix = common_prefix(tensors);
+  std::map<std::string, const Tensor*> given;
+  for (const NamedTensor& t : tensors) {
+    if (!t.name.ends_with("num_batches_tracked")) given[t.name.substr(prefix.size())] = &t.tensor;
+  }
+  std::string wrong;
+  int count = 0;
+  std::vector<std::pair<Tensor*, const Tensor*>> pairs;
+  for (const auto& [name, target] : graph.state()) {
+    const auto it = given.find(name);
+    if (it == given.end()) {
+      append_some(wrong, count, text(name, ": missing, expected ", file_shape(target->shape())));
+      continue;
+    }
+    if (!(it->second->shape() == file_shape(target->shape()))) {
+      append_some(wrong, count, text(name, ": shape ", it->second->shape(), ", expected ", file_shape(target->shape())));
+    } else if (it->second->dtype() != DType::f32) {
+      append_some(wrong, count, text(name, ": type ", to_string(it->second->dtype()), ", expected f32"));
+    }
+    pairs.emplace_back(target, it->second);
+    given.erase(it);
+  }
+  for (const auto& [name, tensor] : given) append_some(wrong, count, text(name, ": ", tensor->shape(), " is not in this network"));
+  DETENT_CHECK(wrong.empty(), "weights ", source, ": ", count, " tensors do not fit; is --arch right?", wrong, count > 40 ? "\n  ..." : "");
+  for (const auto& [target, value] : pairs) target->copy_from((value->rank() == 4 ? oihw_to_ohwi(*value) : *value).to(target->device()));
+}
+
+void load_weights(nn::Graph& graph, const std::string& path) {
+  uint8_t head[9] = {};
+  {
+    const RandomAccessFile file(path);
+    file.read_some(0, head, sizeof head);
+  }
+  const bool zip = std::memcmp(head, "PK\x03\x04", 4) == 0, pickle = head[0] == 0x80 && head[1] <= 5;
+  DETENT_CHECK(!zip && !pickle, "weights ", path, ": a pickled PyTorch file, which is never unpickled; convert it: python -c \"import torch,safetensors.torch as s; s.save_file(torch.load('",
+               path, "', weights_only=True), 'weights.safetensors')\"");
+  DETENT_CHECK(is_safetensors(head), "weights ", path, ": not a safetensors file");
+  const SafeTensors file = load_safetensors(path, TensorTypes::f32);
+  assign_weights(graph, file.tensors, path);
+}
+
+std::vector<NamedTensor> weights_of(nn::Graph& graph) {
+  std::vector<NamedTensor> all;
+  for (const auto& [name, tensor] : graph.state()) all.push_back({name, tensor->rank() == 4 ? ohwi_to_oihw(*tensor) : *tensor});
+  return all;
+}
+
+void save_weights(nn::Graph& graph, const std::string& path) { save_safetensors(path, weights_of(graph), {{"format", "pt"}}); }
+
+}  // namespace detent::io
