@@ -1,0 +1,33 @@
+// IEEE half precision as a float: what a value becomes when it is kept in 16 bits. Host and device.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "detent/core/math/hd.h"
+
+namespace detent {
+
+/// x rounded to the nearest half (ties to even), with its subnormals; beyond 65520 infinity; NaN stays NaN.
+DETENT_HD float round_to_half(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  const uint32_t sign = bits & 0x80000000u, magnitude = bits & 0x7fffffffu;
+  uint32_t rounded;
+  if (magnitude > 0x7f800000u) return x;
+  if (magnitude >= 0x477ff000u) {  // 65520
+    rounded = 0x7f800000u;
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: a multiple of 2^-24, which adding and taking away 2^-1 rounds to
+    float m;
+    memcpy(&m, &magnitude, 4);
+    m = (m + 0.5f) - 0.5f;
+    memcpy(&rounded, &m, 4);
+  } else {
+    rounded = (magnitude + 0xfffu + ((magnitude >> 13) & 1u)) & 0xffffe000u;
+  }
+  rounded |= sign;
+  memcpy(&x, &rounded, 4);
+  return x;
+}
+
+}  // namespace detent
