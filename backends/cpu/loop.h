@@ -12,6 +12,9 @@ namespace detent::cpu {
 /// Elements of one parallel chunk of memory-bound work.
 constexpr int64_t kGrain = 65536;
 
+/// True when a float result of n elements outgrows the caches, so that its stores should go past them.
+inline bool streams(int64_t n) { return n >= int64_t{4} << 20; }
+
 inline int64_t loop_elements(const LoopNest& l) {
   int64_t n = 1;
   for (int i = 0; i < l.rank; ++i) n *= l.extent[i];

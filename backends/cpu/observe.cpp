@@ -1,86 +1,88 @@
 // What range estimators look at: minimum and maximum per channel, and histograms.
-#include <cmath>
 #include <limits>
 #include <mutex>
 #include <vector>
 
 #include "detent/backends/cpu/kernels.h"
 #include "detent/backends/cpu/loop.h"
+#include "detent/backends/cpu/rows.h"
 
 namespace detent::cpu {
 namespace {
 
-struct Extent {
-  float min = std::numeric_limits<float>::infinity();
-  float max = -std::numeric_limits<float>::infinity();
-  int64_t nan = 0;
-};
+constexpr RowExtent kNone = {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), 0};
 
-// Comparisons are false for NaN, so NaNs never become a minimum or a maximum.
-Extent extent_of(const float* x, int64_t n, int64_t stride) {
-  Extent e;
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) {
-      e.min = x[i] < e.min ? x[i] : e.min;
-      e.max = x[i] > e.max ? x[i] : e.max;
-      e.nan += x[i] != x[i];
-    }
-    return e;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    const float v = x[i * stride];
-    e.min = v < e.min ? v : e.min;
-    e.max = v > e.max ? v : e.max;
-    e.nan += v != v;
-  }
-  return e;
-}
-
-void join(Extent* a, const Extent& b) {
+void join(RowExtent* a, const RowExtent& b) {
   a->min = b.min < a->min ? b.min : a->min;
   a->max = b.max > a->max ? b.max : a->max;
   a->nan += b.nan;
+}
+
+// Channels last: every row touches every channel.
+std::vector<RowExtent> extents_channels_last(const MinMaxArgs& a, int64_t rows) {
+  const int64_t c = a.view.channels;
+  std::vector<RowExtent> part(static_cast<size_t>((a.view.outer + rows - 1) / rows * c), kNone);
+  parallel_for(a.view.outer, rows, [&](int64_t begin, int64_t end) {
+    RowExtent* e = part.data() + begin / rows * c;
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < c; ++j) join(e + j, a.x[i * c + j] == a.x[i * c + j] ? RowExtent{a.x[i * c + j], a.x[i * c + j], 0} : RowExtent{kNone.min, kNone.max, 1});
+    }
+  });
+  return part;
 }
 
 }  // namespace
 
 void min_max(const MinMaxArgs& a) {
   const ChannelView& v = a.view;
-  const int64_t pieces = (v.inner + kGrain - 1) / kGrain, rows = v.outer * v.channels;
-  std::vector<Extent> part(static_cast<size_t>(rows * pieces));
-  parallel_for(rows * pieces, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, v.inner)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % pieces * kGrain;
-      part[static_cast<size_t>(i)] = extent_of(a.x + i / pieces * v.inner + first, std::min(kGrain, v.inner - first), 1);
+  const int64_t pieces = (v.inner + kGrain - 1) / kGrain;
+  const bool channels_last = v.inner == 1 && v.outer > 1 && v.channels > 1;
+  std::vector<RowExtent> part;
+  if (channels_last) {
+    part = extents_channels_last(a, std::max<int64_t>(1, kGrain / v.channels));
+  } else {
+    const RowKernels& k = row_kernels();
+    part.assign(static_cast<size_t>(v.outer * v.channels * pieces), kNone);
+    parallel_for(std::ssize(part), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, v.inner)), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % pieces * kGrain;
+        k.extent(a.x + i / pieces * v.inner + first, std::min(kGrain, v.inner - first), &part[static_cast<size_t>(i)]);
+      }
+    });
+  }
+  const size_t group = static_cast<size_t>(channels_last ? 1 : pieces), channels = static_cast<size_t>(v.channels);
+  for (size_t c = 0; c < channels; ++c) {
+    RowExtent e = kNone;
+    for (size_t first = c * group; first < part.size(); first += channels * group) {
+      for (size_t p = first; p < first + group; ++p) join(&e, part[p]);
     }
-  });
-  for (int64_t c = 0; c < v.channels; ++c) {
-    Extent e;
-    for (int64_t o = 0; o < v.outer; ++o) {
-      for (int64_t p = 0; p < pieces; ++p) join(&e, part[static_cast<size_t>((o * v.channels + c) * pieces + p)]);
-    }
-    a.min[c] = e.min;
-    a.max[c] = e.max;
+    a.min[c] = e.min + 0.0f;  // which zero wins depends on the order: make it the positive one
+    a.max[c] = e.max + 0.0f;
     if (a.nan) a.nan[c] = e.nan;
   }
 }
 
 void histogram_acc(const HistogramArgs& a) {
-  std::vector<int64_t> total(static_cast<size_t>(a.bins));
+  std::vector<int64_t> total(static_cast<size_t>(a.bins) + 1);
   std::mutex mutex;  // integer counts: the order of the merge does not matter
+  const RowKernels& k = row_kernels();
+  const RowBins rule = {a.lo, a.width, a.bins, a.centred, a.clamp_ends};
   parallel_for(a.n, 4 * kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> count(static_cast<size_t>(a.bins));
-    const float lo_bins = a.lo / a.width, last = static_cast<float>(a.bins - 1);
-    for (int64_t i = begin; i < end; ++i) {
-      const float x = a.x[i];
-      float bin = a.centred ? std::round(x / a.width - lo_bins) : std::floor((x - a.lo) / a.width);
-      if (a.clamp_ends) bin = bin < 0.0f ? 0.0f : (bin > last ? last : bin);
-      if (bin >= 0.0f && bin <= last) ++count[static_cast<size_t>(bin)];
+    // Four counters per bin: equal neighbours would otherwise wait for each other's store. The last bin takes what is dropped.
+    constexpr int64_t kBuffer = 1024;
+    int32_t bin[kBuffer];
+    std::vector<uint32_t> count(4 * total.size());
+    for (int64_t i = begin; i < end; i += kBuffer) {
+      const int64_t n = std::min(kBuffer, end - i);
+      k.bins(a.x + i, n, rule, bin);
+      for (int64_t j = 0; j < n; ++j) ++count[4 * static_cast<size_t>(bin[j]) + static_cast<size_t>(j % 4)];
     }
     std::lock_guard lock(mutex);
-    for (size_t k = 0; k < count.size(); ++k) total[k] += count[k];
+    for (size_t b = 0; b < total.size(); ++b) {
+      for (size_t j = 0; j < 4; ++j) total[b] += count[4 * b + j];
+    }
   });
-  for (size_t k = 0; k < total.size(); ++k) a.counts[k] += static_cast<double>(total[k]);
+  for (int b = 0; b < a.bins; ++b) a.counts[b] += static_cast<double>(total[static_cast<size_t>(b)]);
 }
 
 }  // namespace detent::cpu

@@ -1,0 +1,79 @@
+// Every instruction set's row kernels give the scalar twin's bits.
+#include "detent/backends/cpu/isa.h"
+#include "detent/backends/cpu/rows.h"
+#include "kernel_support.h"
+
+using namespace detent;
+using namespace detent::test;
+using cpu::RowGrid;
+using cpu::RowKernels;
+
+namespace {
+
+std::vector<const RowKernels*> fast_sets() {
+  std::vector<const RowKernels*> sets;
+#if defined(__x86_64__)
+  if (cpu::isa() >= cpu::Isa::avx2) sets.push_back(&cpu::kRowsAvx2);
+  if (cpu::isa() >= cpu::Isa::avx512) sets.push_back(&cpu::kRowsAvx512);
+#endif
+  return sets;
+}
+
+constexpr RowGrid kGrids[] = {{0.1f, 37.0f, 0.0f, 255.0f}, {0.02f, 0.0f, -128.0f, 127.0f}, {0.03f, 7.0f, 0.0f, 15.0f}, {1e-40f, 3.0f, 0.0f, 255.0f}};
+constexpr int64_t kLengths[] = {1, 7, 15, 16, 17, 31, 127, 128, 129, 1000, 4095, 4096, 4097, 20001};
+
+// Runs fn on guarded outputs of both sets and compares all bytes.
+template <class T, class Fn>
+void compare(const RowKernels& fast, int64_t n, Fn&& fn) {
+  Guarded<T> want(n), got(n);
+  fn(cpu::kRowsScalar, want.data());
+  fn(fast, got.data());
+  CHECK(got.intact());
+  CHECK(same_bits(want.values(), got.values()));
+}
+
+}  // namespace
+
+TEST_CASE("row kernels: each instruction set equals the scalar twin to the bit") {
+  for (const RowKernels* fast : fast_sets()) {
+    for (const RowGrid& g : kGrids) {
+      for (int64_t n : kLengths) {
+        CAPTURE(g.scale);
+        CAPTURE(n);
+        std::vector<float> x = awkward_values(n, -1.3f * g.scale * 255.0f, 1.3f * g.scale * 255.0f, 4);
+        for (size_t i = 0; i < x.size(); i += 3) x[i] = g.scale * (static_cast<float>(i % 300) - 120.5f);
+        const std::vector<float> dy = awkward_values(n, -1.0f, 1.0f, 6), plain = random_values(n, -1.0f, 1.0f, 7);
+        std::vector<uint8_t> bytes(static_cast<size_t>(n));
+        for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 37);
+        for (bool stream : {false, true}) {
+          compare<float>(*fast, n, [&](const RowKernels& k, float* y) { k.fake_quant(x.data(), g, y, n, stream); });
+          compare<float>(*fast, n, [&](const RowKernels& k, float* dx) {
+            double sums[2] = {};
+            k.fake_quant_backward(x.data(), dy.data(), g, dx, n, sums, stream);
+          });
+        }
+        compare<uint8_t>(*fast, n, [&](const RowKernels& k, uint8_t* q) { k.fake_quant_codes(x.data(), g, nullptr, q, n); });
+        compare<float>(*fast, n, [&](const RowKernels& k, float* y) {
+          std::vector<uint8_t> q(static_cast<size_t>(n));
+          k.fake_quant_codes(x.data(), g, y, q.data(), n);
+        });
+        compare<float>(*fast, n, [&](const RowKernels& k, float* y) { k.dequantize(bytes.data(), g, y, n); });
+        compare<double>(*fast, 2, [&](const RowKernels& k, double* sums) {
+          sums[0] = sums[1] = 0.5;
+          k.fake_quant_backward(x.data(), plain.data(), g, nullptr, n, sums, false);
+        });
+        compare<cpu::RowExtent>(*fast, 1, [&](const RowKernels& k, cpu::RowExtent* e) {
+          *e = {kInf, -kInf, 0};
+          k.extent(x.data(), n, e);
+          e->min += 0.0f;
+          e->max += 0.0f;
+        });
+        for (int rule = 0; rule < 4; ++rule) {
+          const cpu::RowBins b = {-100.0f * g.scale, 0.5f * g.scale, 512, rule % 2 == 0, rule >= 2};
+          compare<int32_t>(*fast, n, [&](const RowKernels& k, int32_t* out) { k.bins(x.data(), n, b, out); });
+        }
+      }
+    }
+  }
+  WARN_MESSAGE(!fast_sets().empty(), "only the scalar instruction set here: nothing to compare");
+}
