@@ -1,18 +1,14 @@
 #include "detent/io/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <unordered_set>
+
+#include "detent/core/file.h"
 
 namespace detent::io {
 namespace {
@@ -309,36 +305,6 @@ SafeTensors read_all(std::string_view file, uint64_t file_bytes, TensorTypes typ
   return out;
 }
 
-struct File {
-  int fd = -1;
-  ~File() {
-    if (fd >= 0) ::close(fd);
-  }
-};
-
-// Until core/file.h offers it.
-void write_atomically(const std::string& path, std::string_view bytes) {
-  const std::string temporary = text(path, ".tmp-", ::getpid());
-  bool ok = true;
-  {
-    File f{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)};
-    DETENT_CHECK(f.fd >= 0, temporary, ": cannot be written: ", std::strerror(errno));
-    while (ok && !bytes.empty()) {
-      const ssize_t n = ::write(f.fd, bytes.data(), bytes.size());
-      if (n < 0 && errno == EINTR) continue;
-      ok = n >= 0;
-      if (ok) bytes.remove_prefix(static_cast<size_t>(n));
-    }
-    ok = ok && ::fsync(f.fd) == 0;
-  }
-  ok = ok && std::rename(temporary.c_str(), path.c_str()) == 0;
-  if (!ok) {
-    const int error = errno;
-    ::unlink(temporary.c_str());
-    fail(path, ": cannot be written: ", std::strerror(error));
-  }
-}
-
 }  // namespace
 
 const Tensor* SafeTensors::find(std::string_view name) const {
@@ -349,19 +315,8 @@ const Tensor* SafeTensors::find(std::string_view name) const {
 }
 
 SafeTensors load_safetensors(const std::string& path, TensorTypes types) {
-  File f{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-  DETENT_CHECK(f.fd >= 0, path, ": cannot be opened: ", std::strerror(errno));
-  struct stat info = {};
-  DETENT_CHECK(::fstat(f.fd, &info) == 0 && S_ISREG(info.st_mode), path, ": not a regular file");
-  const auto read = [&](uint64_t offset, void* dst, size_t n) {
-    for (size_t done = 0; done < n;) {
-      const ssize_t got = ::pread(f.fd, static_cast<char*>(dst) + done, n - done, static_cast<off_t>(offset + done));
-      if (got < 0 && errno == EINTR) continue;
-      DETENT_CHECK(got > 0, path, ": reading ", n, " bytes at offset ", offset, " failed: ", got < 0 ? std::strerror(errno) : "the file became shorter");
-      done += static_cast<size_t>(got);
-    }
-  };
-  return read_all(path, static_cast<uint64_t>(info.st_size), types, read);
+  const RandomAccessFile file(path);
+  return read_all(path, static_cast<uint64_t>(file.size()), types, [&](uint64_t offset, void* dst, size_t n) { file.read(static_cast<int64_t>(offset), dst, n); });
 }
 
 SafeTensors parse_safetensors(std::span<const uint8_t> bytes, TensorTypes types, std::string_view name) {
@@ -413,6 +368,6 @@ std::string safetensors_bytes(std::span<const NamedTensor> tensors, const Metada
   return out;
 }
 
-void save_safetensors(const std::string& path, std::span<const NamedTensor> tensors, const Metadata& metadata) { write_atomically(path, safetensors_bytes(tensors, metadata)); }
+void save_safetensors(const std::string& path, std::span<const NamedTensor> tensors, const Metadata& metadata) { write_file_atomically(path, safetensors_bytes(tensors, metadata)); }
 
 }  // namespace detent::io
