@@ -1,9 +1,74 @@
+// Convolutions on the best instruction set of the processor; the scalar twins where there is none.
+#include <algorithm>
+
+#include "detent/backends/cpu/conv_driver.h"
+#include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
+#include "detent/core/parallel.h"
 
 namespace detent::cpu {
+namespace {
 
-void conv2d(const Conv2dArgs& a) { scalar::conv2d(a); }
-void conv2d_backward_data(const Conv2dBackwardDataArgs& a) { scalar::conv2d_backward_data(a); }
-void conv2d_backward_filter(const Conv2dBackwardFilterArgs& a) { scalar::conv2d_backward_filter(a); }
+bool depthwise(const ConvGeometry& g) { return g.groups == g.c && g.groups == g.k && g.groups > 1; }
+
+}  // namespace
+
+const ConvIsa* conv_isa() {
+  static const ConvIsa* const chosen = [] {
+    switch (isa()) {
+      case Isa::avx512: return conv_isa_avx512();
+      case Isa::avx2: return conv_isa_avx2();
+      case Isa::scalar: break;
+    }
+    return static_cast<const ConvIsa*>(nullptr);
+  }();
+  return chosen;
+}
+
+void conv2d(const ConvIsa& isa, const Conv2dArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  if (depthwise(g)) return depthwise_forward(isa, a);
+  GatherConv c;
+  c.gather = forward_gather(g);
+  c.input = a.input;
+  c.epilogue = a.epilogue;
+  c.groups = g.groups;
+  c.depth = g.c / g.groups;
+  c.channels = g.k / g.groups;
+  c.weights = {a.w, c.channels * g.r * g.s * c.depth, g.s * c.depth, c.depth, 1, g.r * g.s * c.depth};
+  // With few channels the s * c values of a window row, which lie together in NHWC, make one longer sum; that needs borders instead of absent taps.
+  if (g.groups == 1 && g.s > 1 && g.c < 16 && g.dilation_w == 1) {
+    c.depth = g.s * g.c;
+    c.gather.taps.cols = 1;
+    c.weights.tap_col = 0;
+    c.left = g.pad_left;
+    c.right = std::max<int64_t>(0, (g.ow - 1) * g.stride_w + g.s - g.pad_left - g.w);
+  }
+  run_gather(isa, c);
+}
+
+void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  if (depthwise(g)) return depthwise_backward_data(isa, a);
+  const int64_t cg = g.c / g.groups, kg = g.k / g.groups, row = g.s * cg;
+  for (int64_t ph = 0; ph < std::min(g.stride_h, g.h); ++ph) {
+    for (int64_t pw = 0; pw < std::min(g.stride_w, g.w); ++pw) {
+      const Phase phase = backward_phase(g, ph, pw);
+      GatherConv c;
+      c.gather = phase.gather;
+      c.input.x = a.dy;
+      c.epilogue.y = a.dx;
+      c.groups = g.groups;
+      c.depth = kg;
+      c.channels = cg;
+      c.weights = {a.w + phase.r0 * row + phase.s0 * cg, kg * g.r * row, phase.r_step * row, phase.s_step * cg, g.r * row, 1};
+      run_gather(isa, c);
+    }
+  }
+}
+
+void conv2d(const Conv2dArgs& a) { conv_isa() ? conv2d(*conv_isa(), a) : scalar::conv2d(a); }
+void conv2d_backward_data(const Conv2dBackwardDataArgs& a) { conv_isa() ? conv2d_backward_data(*conv_isa(), a) : scalar::conv2d_backward_data(a); }
+void conv2d_backward_filter(const Conv2dBackwardFilterArgs& a) { conv_isa() ? conv2d_backward_filter(*conv_isa(), a) : scalar::conv2d_backward_filter(a); }
 
 }  // namespace detent::cpu

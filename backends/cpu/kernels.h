@@ -43,6 +43,7 @@ namespace scalar {
 void conv2d(const Conv2dArgs&);
 void conv2d_backward_data(const Conv2dBackwardDataArgs&);
 void conv2d_backward_filter(const Conv2dBackwardFilterArgs&);
+void gemm(const GemmArgs&);
 }  // namespace scalar
 
 }  // namespace detent::cpu

@@ -1,0 +1,111 @@
+// Convolution micro-kernels for AVX2 with FMA. Compiled with its own flags; nothing but conv_isa_avx2 is visible outside.
+#include <immintrin.h>
+
+#include "detent/backends/cpu/conv_isa.h"
+
+namespace detent::cpu {
+namespace avx2 {
+namespace {
+
+#define DETENT_VEC static __attribute__((always_inline)) inline
+
+// Partial vectors go through a small buffer: masked stores are slow on many processors and a partial vector is rare.
+struct Vec {
+  using F = __m256;
+  using M = __m256;
+  static constexpr int n = 8;
+
+  DETENT_VEC F zero() { return _mm256_setzero_ps(); }
+  DETENT_VEC F set(float v) { return _mm256_set1_ps(v); }
+  DETENT_VEC F load(const float* p) { return _mm256_loadu_ps(p); }
+  DETENT_VEC F load(const float* p, int count) {
+    if (count == 8) return _mm256_loadu_ps(p);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+  }
+  DETENT_VEC void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  DETENT_VEC void store(float* p, F v, int count) {
+    if (count == 8) {
+      _mm256_storeu_ps(p, v);
+      return;
+    }
+    float b[8];
+    _mm256_storeu_ps(b, v);
+    for (int i = 0; i < count; ++i) p[i] = b[i];
+  }
+  DETENT_VEC void stream(float* p, F v) { _mm256_stream_ps(p, v); }
+  DETENT_VEC F add(F a, F b) { return _mm256_add_ps(a, b); }
+  DETENT_VEC F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  DETENT_VEC F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  DETENT_VEC F div(F a, F b) { return _mm256_div_ps(a, b); }
+  DETENT_VEC F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  DETENT_VEC F min(F a, F b) { return _mm256_min_ps(a, b); }
+  DETENT_VEC F max(F a, F b) { return _mm256_max_ps(a, b); }
+  DETENT_VEC F rint(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  DETENT_VEC M le(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+  DETENT_VEC M is_nan(F a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+  DETENT_VEC M either(M a, M b) { return _mm256_or_ps(a, b); }
+  DETENT_VEC M both(M a, M b) { return _mm256_and_ps(a, b); }
+  DETENT_VEC F select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
+  DETENT_VEC void store_bytes(uint8_t* p, F v, int count) {
+    int32_t b[8];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(b), _mm256_cvtps_epi32(v));
+    for (int i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(b[i]);
+  }
+  DETENT_VEC F load_bytes(const uint8_t* p, int32_t minus, int count) {
+    uint64_t bytes = 0;
+    if (count == 8) {
+      __builtin_memcpy(&bytes, p, 8);
+    } else {
+      for (int i = 0; i < count; ++i) bytes |= static_cast<uint64_t>(p[i]) << (8 * i);
+    }
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(bytes))), _mm256_set1_epi32(minus)));
+  }
+
+  // Writes `count` (at most 8 here) floats, or a few more.
+  DETENT_VEC void copy_some(float* dst, const float* src, int count) { _mm256_storeu_ps(dst, load(src, count < 8 ? count : 8)); }
+
+  DETENT_VEC void transpose(F (&m)[8]) {
+    F t[8];
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(m[i], m[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(m[i], m[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      m[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      m[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      m[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      m[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int q = 0; q < 4; ++q) {
+      t[q] = _mm256_permute2f128_ps(m[q], m[4 + q], 0x20);
+      t[4 + q] = _mm256_permute2f128_ps(m[q], m[4 + q], 0x31);
+    }
+    for (int i = 0; i < 8; ++i) m[i] = t[i];
+  }
+};
+
+#include "detent/backends/cpu/conv_kernels.inl"
+
+constexpr ConvIsa kTable = {
+    8,
+    2,
+    {0, 8, 6, 0, 0},
+    {nullptr, tile<1, 8>, tile<2, 6>, nullptr, nullptr},
+    {{},
+     {nullptr, filter_tile<1, 1>, filter_tile<1, 2>, filter_tile<1, 3>, filter_tile<1, 4>, filter_tile<1, 5>, filter_tile<1, 6>, filter_tile<1, 7>, filter_tile<1, 8>},
+     {nullptr, filter_tile<2, 1>, filter_tile<2, 2>, filter_tile<2, 3>, filter_tile<2, 4>, filter_tile<2, 5>, filter_tile<2, 6>},
+     {},
+     {}},
+    depthwise,
+    depthwise_filter,
+    transpose,
+    pack_rows,
+    dequantize_codes,
+    column_sum};
+
+}  // namespace
+}  // namespace avx2
+
+const ConvIsa* conv_isa_avx2() { return &avx2::kTable; }
+
+}  // namespace detent::cpu

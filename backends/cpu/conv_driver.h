@@ -1,0 +1,142 @@
+// What the convolution drivers share: scratch memory, a convolution seen as sums over taps of input rows, and the entry points per instruction set.
+// Work is cut by shape alone; every output element is summed in one fixed order.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "detent/backends/cpu/conv_isa.h"
+#include "detent/core/allocator.h"
+#include "detent/core/backend.h"
+
+namespace detent::cpu {
+
+/// Floats (or pointers) from host_allocator(), returned at the end of the scope.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n) : bytes_(static_cast<size_t>(n) * sizeof(T)), p_(bytes_ ? static_cast<T*>(host_allocator().allocate(bytes_)) : nullptr) {}
+  ~Scratch() {
+    if (p_) host_allocator().release(p_, bytes_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() const { return p_; }
+
+ private:
+  size_t bytes_;
+  T* p_;
+};
+
+/// One block of scratch per thread at work, taken by tasks while they run. Allocated up front, so the number of allocations does not depend on timing.
+class Slots {
+ public:
+  explicit Slots(int64_t bytes_each);
+  ~Slots();
+  Slots(const Slots&) = delete;
+  Slots& operator=(const Slots&) = delete;
+
+  class Lease {
+   public:
+    explicit Lease(Slots& slots);
+    ~Lease();
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    char* get() const { return p_; }
+
+   private:
+    Slots& slots_;
+    int slot_;  // -1: allocated for this lease
+    char* p_;
+  };
+
+ private:
+  size_t each_;
+  int count_;
+  char* block_;
+  std::atomic<uint64_t> free_;
+};
+
+/// A regular set of taps: tap (i, j) of rows x cols reads input position (grid * step + d0 + i * d_step).
+struct Taps {
+  int64_t rows = 1, cols = 1;
+  int64_t dh0 = 0, dh_step = 0, dw0 = 0, dw_step = 0;
+  int64_t count() const { return rows * cols; }
+};
+
+/// Positions of a grid [n, grid_h, grid_w], each a sum over taps of rows of the input [n, in_h, in_w, in_c]; written to a lattice of the output.
+struct Gather {
+  int64_t n = 1, in_h = 1, in_w = 1, in_c = 1;
+  int64_t grid_h = 1, grid_w = 1, step_h = 1, step_w = 1;
+  Taps taps;
+  int64_t out_h = 1, out_w = 1, out_step_h = 1, out_step_w = 1, out_first_h = 0, out_first_w = 0;
+  int64_t pixels() const { return n * grid_h * grid_w; }
+};
+
+/// Where the rows of a Gather are: input row `first_row` (of n * in_h) starts at base; each row holds left + in_w + right pixels.
+struct InputView {
+  const float* base = nullptr;
+  int64_t first_row = 0, pitch = 0, left = 0, right = 0;
+};
+
+/// Table entries of positions [p0, p1): rows[t * row_stride + p - p0]; kTilePad more are set to `zero`. out[p - p0] (unless null) is the output position.
+void fill_rows(const Gather& g, const InputView& x, int64_t p0, int64_t p1, const float* zero, const float** rows, int64_t row_stride, int64_t* out);
+
+/// The input rows that positions [p0, p1) need: [first, last) of n * in_h.
+struct RowRange {
+  int64_t first = 0, last = 0;
+};
+RowRange rows_needed(const Gather& g, int64_t p0, int64_t p1);
+
+/// Rows [range) of the input as f32 with zero borders, as the InputView says (base is not read).
+void stage_rows(const ConvIsa& isa, const Gather& g, const ConvInput& input, RowRange range, const InputView& view, float* dst);
+
+/// How n vectors are cut into panels of nearly equal width.
+struct Panels {
+  int64_t count = 0, base = 0, extra = 0;
+  Panels(int64_t vectors, int max_nv) : count((vectors + max_nv - 1) / max_nv), base(vectors / (count ? count : 1)), extra(vectors % (count ? count : 1)) {}
+  int width(int64_t i) const { return static_cast<int>(base + (i < extra ? 1 : 0)); }
+  int64_t start(int64_t i) const { return i * base + (i < extra ? i : extra); }
+};
+
+/// Weights of a gather: element (group, tap row, tap col, depth i, output channel j). One of stride_i, stride_j is 1.
+struct WeightView {
+  const float* w = nullptr;
+  int64_t group = 0, tap_row = 0, tap_col = 0, stride_i = 0, stride_j = 0;
+};
+
+/// y = epilogue(sum over taps and depth of x * w): the common core of forward, backward-data and gemm. With `codes` (x null) or borders the rows are staged.
+struct GatherConv {
+  Gather gather;
+  ConvInput input;
+  WeightView weights;
+  int64_t groups = 1, depth = 0, channels = 0;  // per group
+  int64_t left = 0, right = 0;                  // zero borders to be staged
+  Epilogue epilogue;
+};
+void run_gather(const ConvIsa& isa, const GatherConv& c);
+
+TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, int vector);
+
+/// Forward geometry as a gather.
+Gather forward_gather(const ConvGeometry& g);
+/// Calls fn(Gather, first weight row, step, first weight column, step) for each phase of the strides of backward-data.
+struct Phase {
+  Gather gather;
+  int64_t r0 = 0, r_step = 1, s0 = 0, s_step = 1;
+};
+Phase backward_phase(const ConvGeometry& g, int64_t ph, int64_t pw);
+
+void conv2d(const ConvIsa& isa, const Conv2dArgs& a);
+void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);
+void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a);
+void depthwise_forward(const ConvIsa& isa, const Conv2dArgs& a);
+void depthwise_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);
+void depthwise_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a);
+void gemm(const ConvIsa& isa, const GemmArgs& a);
+
+/// The kernels of isa(), or null: use the scalar twins.
+const ConvIsa* conv_isa();
+
+}  // namespace detent::cpu

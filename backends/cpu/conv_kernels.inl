@@ -1,0 +1,276 @@
+// The convolution micro-kernels, written once over a vector type. Included by one translation unit per instruction set, inside that unit's own
+// namespace and after its Vec; everything is static, so no code leaks between units.
+
+#if defined(__clang__)
+#define DETENT_UNROLL _Pragma("unroll")
+#else
+#define DETENT_UNROLL _Pragma("GCC unroll 32")
+#endif
+#define DETENT_INLINE static __attribute__((always_inline)) inline
+
+using F = Vec::F;
+constexpr int kV = Vec::n;
+
+// Bias, clamp, quantize and store of one vector of `n` valid channels; `at` is its place in the output.
+DETENT_INLINE void finish(F v, const TileEpilogue& e, int64_t k, int64_t at, int n) {
+  if (e.bias) v = Vec::add(v, Vec::load(e.bias + k, n));
+  if (!e.quantize) {
+    if (e.clamp) v = Vec::min(Vec::set(e.clamp_max), Vec::max(Vec::set(e.clamp_min), v));
+    if (e.stream) {
+      Vec::stream(e.y + at, v);
+    } else {
+      Vec::store(e.y + at, v, n);
+    }
+    return;
+  }
+  const F lo = Vec::set(e.lo), hi = Vec::set(e.hi), z = Vec::set(e.zero_point), s = Vec::set(e.scale);
+  const Vec::M masked = Vec::either(Vec::le(v, Vec::set(e.clamp_min)), Vec::le(Vec::set(e.clamp_max), v));
+  v = Vec::min(Vec::set(e.clamp_max), Vec::max(Vec::set(e.clamp_min), v));
+  const F t = Vec::div(v, s);
+  const F rounded = Vec::rint(t);
+  const F raw = Vec::add(rounded, z);
+  // max and min give their second operand when one is NaN.
+  const F clamped = Vec::min(hi, Vec::max(lo, raw));
+  const F q = Vec::select(Vec::is_nan(clamped), z, clamped);
+  if (e.y) Vec::store(e.y + at, Vec::mul(s, Vec::sub(q, z)), n);
+  if (e.codes) Vec::store_bytes(e.codes + at, q, n);
+  if (e.residual) {
+    const Vec::M inside = Vec::both(Vec::le(lo, raw), Vec::le(raw, hi));
+    const F grad = Vec::rint(Vec::mul(Vec::set(254.0f), Vec::sub(rounded, t)));
+    const F none = Vec::set(-128.0f);
+    Vec::store_bytes(reinterpret_cast<uint8_t*>(e.residual) + at, Vec::select(masked, none, Vec::select(inside, grad, none)), n);
+  }
+}
+
+template <int NV, int P>
+DETENT_INLINE void step(F (&acc)[P][NV], const float* const (&x)[P], int64_t i, const float* w) {
+  F b[NV];
+  DETENT_UNROLL
+  for (int j = 0; j < NV; ++j) b[j] = Vec::load(w + j * kV);
+  DETENT_UNROLL
+  for (int p = 0; p < P; ++p) {
+    const F a = Vec::set(x[p][i]);
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) acc[p][j] = Vec::fma(a, b[j], acc[p][j]);
+  }
+}
+
+template <int NV, int P>
+static void tile(const TileArgs& a) {
+  constexpr int kWidth = NV * kV;
+  const TileEpilogue& e = *a.epilogue;
+  for (int64_t p0 = 0; p0 < a.pixels; p0 += P) {
+    const int64_t np = a.pixels - p0 < P ? a.pixels - p0 : P;
+    F acc[P][NV];
+    float* partial = a.partial + p0 * kWidth;
+    if (a.first) {
+      DETENT_UNROLL
+      for (int p = 0; p < P; ++p) {
+        DETENT_UNROLL
+        for (int j = 0; j < NV; ++j) acc[p][j] = Vec::zero();
+      }
+    } else {
+      DETENT_UNROLL
+      for (int p = 0; p < P; ++p) {
+        DETENT_UNROLL
+        for (int j = 0; j < NV; ++j) acc[p][j] = Vec::load(partial + p * kWidth + j * kV);
+      }
+    }
+    const float* w = a.w;
+    for (int64_t t = 0; t < a.taps; ++t) {
+      const float* x[P];
+      DETENT_UNROLL
+      for (int p = 0; p < P; ++p) x[p] = a.rows[t * a.row_stride + p0 + p] + a.x_offset;
+      int64_t i = 0;
+      for (; i + 4 <= a.depth; i += 4, w += 4 * kWidth) {
+        step<NV, P>(acc, x, i, w);
+        step<NV, P>(acc, x, i + 1, w + kWidth);
+        step<NV, P>(acc, x, i + 2, w + 2 * kWidth);
+        step<NV, P>(acc, x, i + 3, w + 3 * kWidth);
+      }
+      for (; i < a.depth; ++i, w += kWidth) step<NV, P>(acc, x, i, w);
+    }
+    if (!a.last) {
+      DETENT_UNROLL
+      for (int p = 0; p < P; ++p) {
+        DETENT_UNROLL
+        for (int j = 0; j < NV; ++j) Vec::store(partial + p * kWidth + j * kV, acc[p][j]);
+      }
+      continue;
+    }
+    DETENT_UNROLL
+    for (int p = 0; p < P; ++p) {
+      if (p >= np) break;
+      const int64_t at = a.out[p0 + p] * e.channels + a.k0;
+      DETENT_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        const int64_t left = a.channels - j * kV;
+        finish(acc[p][j], e, a.k0 + j * kV, at + j * kV, left < kV ? static_cast<int>(left) : kV);
+      }
+    }
+  }
+}
+
+template <int NV, int M, bool kWhole>
+DETENT_INLINE void filter_body(const FilterTileArgs& a) {
+  const int tail = static_cast<int>(a.channels - (NV - 1) * kV);
+  F acc[M][NV];
+  DETENT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) acc[m][j] = Vec::zero();
+  }
+  const float* dy = a.dy;
+  for (int64_t p = 0; p < a.pixels; ++p, dy += M) {
+    const float* x = a.rows[p] + a.x_offset;
+    F b[NV];
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) b[j] = kWhole || j + 1 < NV ? Vec::load(x + j * kV) : Vec::load(x + j * kV, tail);
+    DETENT_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const F d = Vec::set(dy[m]);
+      DETENT_UNROLL
+      for (int j = 0; j < NV; ++j) acc[m][j] = Vec::fma(d, b[j], acc[m][j]);
+    }
+  }
+  DETENT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) {
+      float* out = a.dw + m * a.dw_stride + j * kV;
+      const int n = kWhole || j + 1 < NV ? kV : tail;
+      Vec::store(out, a.first ? acc[m][j] : Vec::add(acc[m][j], Vec::load(out, n)), n);
+    }
+  }
+}
+
+template <int NV, int M>
+static void filter_tile(const FilterTileArgs& a) {
+  if (a.channels == NV * kV) {
+    filter_body<NV, M, true>(a);
+  } else {
+    filter_body<NV, M, false>(a);
+  }
+}
+
+template <int NV, int P>
+DETENT_INLINE void depthwise_block(const DepthwiseArgs& a, int64_t p0, int64_t np, int64_t c, int tail) {
+  F acc[P][NV];
+  DETENT_UNROLL
+  for (int p = 0; p < P; ++p) {
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) acc[p][j] = Vec::zero();
+  }
+  for (int64_t t = 0; t < a.taps; ++t) {
+    F w[NV];
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) w[j] = Vec::load(a.w + t * a.channels + c + j * kV, j + 1 < NV ? kV : tail);
+    DETENT_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const float* x = a.rows[t * a.row_stride + p0 + p] + c;
+      DETENT_UNROLL
+      for (int j = 0; j < NV; ++j) acc[p][j] = Vec::fma(Vec::load(x + j * kV, j + 1 < NV ? kV : tail), w[j], acc[p][j]);
+    }
+  }
+  DETENT_UNROLL
+  for (int p = 0; p < P; ++p) {
+    if (p >= np) break;
+    const int64_t at = a.out[p0 + p] * a.epilogue->channels + c;
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) finish(acc[p][j], *a.epilogue, c + j * kV, at + j * kV, j + 1 < NV ? kV : tail);
+  }
+}
+
+static void depthwise(const DepthwiseArgs& a) {
+  constexpr int kP = 4;
+  for (int64_t p = 0; p < a.pixels; p += kP) {
+    const int64_t np = a.pixels - p < kP ? a.pixels - p : kP;
+    int64_t c = 0;
+    for (; c + 2 * kV <= a.channels; c += 2 * kV) depthwise_block<2, kP>(a, p, np, c, kV);
+    for (; c < a.channels; c += kV) depthwise_block<1, kP>(a, p, np, c, a.channels - c < kV ? static_cast<int>(a.channels - c) : kV);
+  }
+}
+
+template <int T>
+DETENT_INLINE void depthwise_filter_taps(const DepthwiseFilterArgs& a, int64_t t0, int64_t c, int n) {
+  F acc[T];
+  DETENT_UNROLL
+  for (int t = 0; t < T; ++t) acc[t] = Vec::zero();
+  for (int64_t p = 0; p < a.pixels; ++p) {
+    const F d = Vec::load(a.dy + p * a.channels + c, n);
+    DETENT_UNROLL
+    for (int t = 0; t < T; ++t) acc[t] = Vec::fma(d, Vec::load(a.rows[(t0 + t) * a.row_stride + p] + c, n), acc[t]);
+  }
+  DETENT_UNROLL
+  for (int t = 0; t < T; ++t) {
+    float* out = a.dw + (t0 + t) * a.channels + c;
+    Vec::store(out, a.first ? acc[t] : Vec::add(acc[t], Vec::load(out, n)), n);
+  }
+}
+
+static void depthwise_filter(const DepthwiseFilterArgs& a) {
+  for (int64_t c = 0; c < a.channels; c += kV) {
+    const int n = a.channels - c < kV ? static_cast<int>(a.channels - c) : kV;
+    int64_t t = 0;
+    for (; t + 9 <= a.taps; t += 9) depthwise_filter_taps<9>(a, t, c, n);
+    for (; t + 3 <= a.taps; t += 3) depthwise_filter_taps<3>(a, t, c, n);
+    for (; t < a.taps; ++t) depthwise_filter_taps<1>(a, t, c, n);
+  }
+}
+
+static void transpose(const float* src, int64_t src_stride, int64_t rows, int64_t cols, float* dst, int64_t dst_stride, int64_t dst_rows) {
+  for (int64_t i = 0; i < dst_rows; i += kV) {
+    const int nr = rows - i >= kV ? kV : (rows > i ? static_cast<int>(rows - i) : 0);
+    const int nd = dst_rows - i >= kV ? kV : static_cast<int>(dst_rows - i);
+    for (int64_t j = 0; j < cols; j += kV) {
+      const int nc = cols - j >= kV ? kV : static_cast<int>(cols - j);
+      F block[kV];
+      DETENT_UNROLL
+      for (int v = 0; v < kV; ++v) block[v] = v < nr ? Vec::load(src + (i + v) * src_stride + j, nc) : Vec::zero();
+      Vec::transpose(block);
+      DETENT_UNROLL
+      for (int v = 0; v < kV; ++v) {
+        if (v < nc) Vec::store(dst + (j + v) * dst_stride + i, block[v], nd);
+      }
+    }
+  }
+}
+
+template <int M>
+DETENT_INLINE void pack_rows_of(const float* src, int64_t stride, int64_t pixels, float* dst) {
+  for (int64_t p = 0; p < pixels; ++p, src += stride, dst += M) Vec::copy_some(dst, src, M);
+}
+
+static void pack_rows(const float* src, int64_t stride, int64_t pixels, int m, float* dst) {
+  switch (m) {
+    case 1: return pack_rows_of<1>(src, stride, pixels, dst);
+    case 2: return pack_rows_of<2>(src, stride, pixels, dst);
+    case 3: return pack_rows_of<3>(src, stride, pixels, dst);
+    case 4: return pack_rows_of<4>(src, stride, pixels, dst);
+    case 5: return pack_rows_of<5>(src, stride, pixels, dst);
+    case 6: return pack_rows_of<6>(src, stride, pixels, dst);
+    case 7: return pack_rows_of<7>(src, stride, pixels, dst);
+    case 8: return pack_rows_of<8>(src, stride, pixels, dst);
+    case 9: return pack_rows_of<9>(src, stride, pixels, dst);
+    case 10: return pack_rows_of<10>(src, stride, pixels, dst);
+    case 11: return pack_rows_of<11>(src, stride, pixels, dst);
+    case 12: return pack_rows_of<12>(src, stride, pixels, dst);
+  }
+}
+
+static void dequantize_codes(const uint8_t* codes, int64_t n, float scale, int32_t zero_point, float* y) {
+  const F s = Vec::set(scale);
+  for (int64_t i = 0; i < n; i += kV) {
+    const int left = n - i < kV ? static_cast<int>(n - i) : kV;
+    Vec::store(y + i, Vec::mul(s, Vec::load_bytes(codes + i, zero_point, left)), left);
+  }
+}
+
+static void column_sum(const float* x, int64_t rows, int64_t cols, int64_t stride, float* y) {
+  for (int64_t j = 0; j < cols; j += kV) {
+    const int n = cols - j < kV ? static_cast<int>(cols - j) : kV;
+    F acc = Vec::load(y + j, n);
+    for (int64_t i = 0; i < rows; ++i) acc = Vec::add(acc, Vec::load(x + i * stride + j, n));
+    Vec::store(y + j, acc, n);
+  }
+}
