@@ -27,6 +27,11 @@ const ConvIsa* conv_isa() {
 
 void conv2d(const ConvIsa& isa, const Conv2dArgs& a) {
   const ConvGeometry& g = a.geometry;
+  if (g.n * g.oh * g.ow * g.k == 0) return;
+  const Grid& grid = a.epilogue.grid;
+  constexpr int32_t kExact = 1 << 23;
+  // The vector epilogue computes codes in float, which is exact up to here.
+  if (a.epilogue.quantize && (std::min({grid.qmin, grid.qmax, grid.zero_point}) < -kExact || std::max({grid.qmin, grid.qmax, grid.zero_point}) > kExact)) return scalar::conv2d(a);
   if (depthwise(g)) return depthwise_forward(isa, a);
   GatherConv c;
   c.gather = forward_gather(g);
@@ -49,6 +54,7 @@ void conv2d(const ConvIsa& isa, const Conv2dArgs& a) {
 
 void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a) {
   const ConvGeometry& g = a.geometry;
+  if (g.n * g.h * g.w * g.c == 0) return;
   if (depthwise(g)) return depthwise_backward_data(isa, a);
   const int64_t cg = g.c / g.groups, kg = g.k / g.groups, row = g.s * cg;
   for (int64_t ph = 0; ph < std::min(g.stride_h, g.h); ++ph) {
@@ -66,6 +72,11 @@ void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a) {
     }
   }
 }
+
+#if !defined(__x86_64__)
+const ConvIsa* conv_isa_avx2() { return nullptr; }
+const ConvIsa* conv_isa_avx512() { return nullptr; }
+#endif
 
 void conv2d(const Conv2dArgs& a) { conv_isa() ? conv2d(*conv_isa(), a) : scalar::conv2d(a); }
 void conv2d_backward_data(const Conv2dBackwardDataArgs& a) { conv_isa() ? conv2d_backward_data(*conv_isa(), a) : scalar::conv2d_backward_data(a); }

@@ -1,0 +1,357 @@
+// Convolutions and gemm of every instruction set against sums in double over an explicit list of products (output, input, weight): all three
+// directions read the same list, so none repeats the loops of a kernel.
+#include <algorithm>
+#include <string>
+
+#include "detent/backends/cpu/conv_driver.h"
+#include "detent/backends/cpu/isa.h"
+#include "detent/backends/cpu/kernels.h"
+#include "detent/core/error.h"
+#include "kernel_support.h"
+
+using namespace detent;
+
+namespace {
+
+struct Case {
+  const char* name;
+  int64_t n, h, w, c, k, r, s;
+  int64_t stride_h = 1, stride_w = 1;
+  int64_t top = 0, left = 0, bottom = 0, right = 0;
+  int64_t dilation_h = 1, dilation_w = 1, groups = 1;
+};
+
+ConvGeometry geometry(const Case& t) {
+  ConvGeometry g;
+  g.n = t.n, g.h = t.h, g.w = t.w, g.c = t.c, g.k = t.k, g.r = t.r, g.s = t.s;
+  g.stride_h = t.stride_h, g.stride_w = t.stride_w, g.pad_top = t.top, g.pad_left = t.left;
+  g.dilation_h = t.dilation_h, g.dilation_w = t.dilation_w, g.groups = t.groups;
+  g.oh = conv_out_size(t.h, t.r, t.stride_h, t.top, t.bottom, t.dilation_h);
+  g.ow = conv_out_size(t.w, t.s, t.stride_w, t.left, t.right, t.dilation_w);
+  return g;
+}
+
+constexpr Case kCases[] = {
+    {"1x1x1x1", 1, 1, 1, 1, 1, 1, 1},
+    {"pointwise", 2, 7, 9, 64, 64, 1, 1},
+    {"pointwise, tails", 1, 5, 7, 65, 127, 1, 1},
+    {"pointwise, one vector", 3, 11, 13, 17, 16, 1, 1},
+    {"pointwise, five vectors", 1, 9, 9, 16, 80, 1, 1},
+    {"pointwise stride 2", 2, 9, 10, 15, 63, 1, 1, 2, 2},
+    {"pointwise, deep", 1, 4, 5, 1300, 70, 1, 1},
+    {"pointwise, wide", 1, 3, 4, 7, 1029, 1, 1},
+    {"pointwise, padded", 1, 4, 4, 5, 6, 1, 1, 1, 1, 1, 1, 1, 1},
+    {"3x3 same", 2, 8, 9, 16, 32, 3, 3, 1, 1, 1, 1, 1, 1},
+    {"3x3 same, odd", 1, 7, 5, 63, 65, 3, 3, 1, 1, 1, 1, 1, 1},
+    {"3x3 blocks of depth", 1, 6, 6, 129, 128, 3, 3, 1, 1, 1, 1, 1, 1},
+    {"3x3 many slices", 3, 30, 31, 17, 15, 3, 3, 1, 1, 1, 1, 1, 1},
+    {"3x3 slices and ranges", 2, 40, 33, 9, 64, 3, 3, 1, 1, 1, 1, 1, 1},
+    {"3x3 stride 2, TensorFlow same", 2, 8, 8, 16, 17, 3, 3, 2, 2, 0, 0, 1, 1},
+    {"3x3 stride 2, PyTorch", 1, 9, 8, 64, 48, 3, 3, 2, 2, 1, 1, 1, 1},
+    {"3x3 stride 1x2", 1, 7, 9, 20, 33, 3, 3, 1, 2, 1, 0, 0, 1},
+    {"3x3 stride 3", 1, 11, 10, 18, 19, 3, 3, 3, 3, 1, 1, 1, 1},
+    {"3x3 dilation 2", 1, 9, 9, 16, 16, 3, 3, 1, 1, 2, 2, 2, 2, 2, 2},
+    {"3x3 dilation 2x3 stride 2", 1, 12, 14, 21, 16, 3, 3, 2, 2, 2, 3, 2, 3, 2, 3},
+    {"5x5", 1, 9, 8, 7, 16, 5, 5, 1, 1, 2, 2, 2, 2},
+    {"5x3 no padding", 1, 9, 8, 32, 3, 5, 3},
+    {"7x7 stem", 2, 17, 19, 3, 64, 7, 7, 2, 2, 3, 3, 3, 3},
+    {"7x7 stem, staged per task", 2, 192, 512, 3, 8, 7, 7, 4, 4, 2, 2, 3, 3},
+    {"3x3 first layer", 2, 32, 32, 3, 16, 3, 3, 1, 1, 1, 1, 1, 1},
+    {"3x3 one channel, asymmetric", 1, 6, 7, 1, 1, 3, 3, 1, 1, 2, 0, 0, 1},
+    {"window larger than image", 1, 2, 2, 8, 8, 5, 5, 1, 1, 3, 3, 3, 3},
+    {"1x7", 1, 5, 9, 16, 20, 1, 7, 1, 1, 0, 3, 0, 3},
+    {"3x3 pads beyond the window", 1, 3, 3, 17, 17, 3, 3, 1, 1, 4, 4, 4, 4},
+    {"groups", 2, 6, 7, 32, 48, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2},
+    {"groups of 4", 1, 8, 8, 64, 64, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 16},
+    {"groups of 1 in, 2 out", 1, 5, 6, 7, 14, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 7},
+    {"depthwise", 2, 9, 10, 32, 32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 32},
+    {"depthwise stride 2, tails", 1, 9, 10, 45, 45, 3, 3, 2, 2, 0, 0, 1, 1, 1, 1, 45},
+    {"depthwise 5x5 dilation 2", 1, 11, 12, 7, 7, 5, 5, 1, 1, 4, 4, 4, 4, 2, 2, 7},
+    {"depthwise, many pixels", 2, 40, 41, 24, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 24},
+};
+
+template <class Fn>
+void for_each_product(const ConvGeometry& g, Fn&& fn) {
+  const int64_t cg = g.c / g.groups, kg = g.k / g.groups;
+  for (int64_t n = 0; n < g.n; ++n) {
+    for (int64_t h = 0; h < g.h; ++h) {
+      for (int64_t w = 0; w < g.w; ++w) {
+        for (int64_t r = 0; r < g.r; ++r) {
+          for (int64_t s = 0; s < g.s; ++s) {
+            const int64_t y = h + g.pad_top - r * g.dilation_h, x = w + g.pad_left - s * g.dilation_w;
+            if (y < 0 || x < 0 || y % g.stride_h || x % g.stride_w || y / g.stride_h >= g.oh || x / g.stride_w >= g.ow) continue;
+            const int64_t out = ((n * g.oh + y / g.stride_h) * g.ow + x / g.stride_w) * g.k, in = ((n * g.h + h) * g.w + w) * g.c;
+            for (int64_t k = 0; k < g.k; ++k) {
+              for (int64_t c = 0; c < cg; ++c) fn(out + k, in + k / kg * cg + c, ((k * g.r + r) * g.s + s) * cg + c);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+struct Sums {
+  std::vector<double> value, magnitude;
+  std::vector<int64_t> terms;
+  explicit Sums(int64_t n) : value(static_cast<size_t>(n)), magnitude(static_cast<size_t>(n)), terms(static_cast<size_t>(n)) {}
+  void add(int64_t i, double a, double b) {
+    value[static_cast<size_t>(i)] += a * b;
+    magnitude[static_cast<size_t>(i)] += std::abs(a * b);
+    ++terms[static_cast<size_t>(i)];
+  }
+  // First element further from the exact sum than rounding n terms in any order allows, or -1.
+  int64_t first_far(const std::vector<float>& got) const {
+    if (got.size() != value.size()) return 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      if (!(std::abs(static_cast<double>(got[i]) - value[i]) <= static_cast<double>(terms[i] + 2) * 6e-8 * magnitude[i])) return static_cast<int64_t>(i);
+    }
+    return -1;
+  }
+};
+
+struct Isa {
+  const char* name;
+  const cpu::ConvIsa* table;
+};
+
+std::vector<Isa> isas() {
+  std::vector<Isa> v;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) v.push_back({"avx2", cpu::conv_isa_avx2()});
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    v.push_back({"avx512", cpu::conv_isa_avx512()});
+  }
+#endif
+  return v;
+}
+
+// Values at an address that is aligned to a float and to nothing more.
+class Misaligned {
+ public:
+  explicit Misaligned(const std::vector<float>& v) : all_(v.size() + 17) {
+    while (reinterpret_cast<uintptr_t>(all_.data() + shift_) % 64 != 4) ++shift_;
+    std::copy(v.begin(), v.end(), all_.begin() + static_cast<std::ptrdiff_t>(shift_));
+  }
+  const float* data() const { return all_.data() + shift_; }
+  float operator[](int64_t i) const { return data()[i]; }
+
+ private:
+  std::vector<float> all_;
+  size_t shift_ = 0;
+};
+
+}  // namespace
+
+TEST_CASE("convolutions agree with the list of products") {
+  for (const Case& t : kCases) {
+    const ConvGeometry g = geometry(t);
+    const int64_t nx = g.n * g.h * g.w * g.c, ny = g.n * g.oh * g.ow * g.k, nw = g.k * g.r * g.s * (g.c / g.groups);
+    const Misaligned x(test::random_values(nx, -1, 1, 1)), w(test::random_values(nw, -1, 1, 2)), dy(test::random_values(ny, -1, 1, 3)), bias(test::random_values(g.k, -1, 1, 4));
+    Sums y(ny), dx(nx), dw(nw), db(g.k);
+    for_each_product(g, [&](int64_t o, int64_t i, int64_t f) {
+      y.add(o, x[i], w[f]);
+      dx.add(i, dy[o], w[f]);
+      dw.add(f, dy[o], x[i]);
+    });
+    for (int64_t i = 0; i < ny; ++i) {
+      y.add(i, bias[i % g.k], 1.0);
+      db.add(i % g.k, dy[i], 1.0);
+    }
+    for (const Isa& isa : isas()) {
+      CAPTURE(t.name);
+      CAPTURE(isa.name);
+      Conv2dArgs f{g, {}, w.data(), {}};
+      f.input.x = x.data();
+      f.epilogue.bias = bias.data();
+      CHECK(y.first_far(test::run_guarded<float>(ny, [&](float* out) {
+              f.epilogue.y = out;
+              cpu::conv2d(*isa.table, f);
+            })) == -1);
+      CHECK(dx.first_far(test::run_guarded<float>(nx, [&](float* out) { cpu::conv2d_backward_data(*isa.table, {g, dy.data(), w.data(), out}); })) == -1);
+      Conv2dBackwardFilterArgs b{g, f.input, dy.data(), nullptr, nullptr};
+      test::Guarded<float> dbias(g.k);
+      b.dbias = dbias.data();
+      CHECK(dw.first_far(test::run_guarded<float>(nw, [&](float* out) {
+              b.dw = out;
+              cpu::conv2d_backward_filter(*isa.table, b);
+            })) == -1);
+      CHECK(dbias.intact());
+      CHECK(db.first_far(dbias.values()) == -1);
+    }
+  }
+}
+
+TEST_CASE("an input of codes gives the bits of the same values in f32") {
+  const Grid grid{0.037f, 117, 0, 255};
+  for (const Case& t : kCases) {
+    const ConvGeometry g = geometry(t);
+    const int64_t nx = g.n * g.h * g.w * g.c, ny = g.n * g.oh * g.ow * g.k, nw = g.k * g.r * g.s * (g.c / g.groups);
+    std::vector<uint8_t> codes(static_cast<size_t>(nx));
+    std::vector<float> x(codes.size());
+    Rng rng(5, 0);
+    for (size_t i = 0; i < codes.size(); ++i) {
+      codes[i] = static_cast<uint8_t>(rng.uniform(0.0f, 255.99f));
+      x[i] = grid.scale * (static_cast<float>(codes[i]) - 117.0f);
+    }
+    const std::vector<float> w = test::random_values(nw, -1, 1, 2), dy = test::random_values(ny, -1, 1, 3);
+    for (const Isa& isa : isas()) {
+      CAPTURE(t.name);
+      CAPTURE(isa.name);
+      ConvInput dense, coded;
+      dense.x = x.data();
+      coded.codes = codes.data();
+      coded.grid = grid;
+      const auto forward = [&](const ConvInput& in) {
+        return test::run_guarded<float>(ny, [&](float* out) {
+          Conv2dArgs a{g, in, w.data(), {}};
+          a.epilogue.y = out;
+          cpu::conv2d(*isa.table, a);
+        });
+      };
+      const auto filter = [&](const ConvInput& in) {
+        return test::run_guarded<float>(nw, [&](float* out) { cpu::conv2d_backward_filter(*isa.table, {g, in, dy.data(), out, nullptr}); });
+      };
+      CHECK(test::same_bits(forward(dense), forward(coded)));
+      CHECK(test::same_bits(filter(dense), filter(coded)));
+    }
+  }
+}
+
+TEST_CASE("the epilogue is bias, clamp, quantize as quant_math.h has them") {
+  struct Setting {
+    float lo, hi;
+    Grid grid;
+  };
+  const Setting settings[] = {
+      {-test::kInf, test::kInf, {0.05f, 128, 0, 255}}, {0.0f, test::kInf, {0.031f, 0, 0, 255}}, {0.0f, 6.0f, {6.0f / 255.0f, 0, 0, 255}}, {-1.0f, 1.0f, {0.3f, 7, 0, 15}}, {0.0f, test::kInf, {0.5f, 3, 1, 9}}};
+  const Case cases[] = {{"pointwise", 1, 6, 7, 20, 83, 1, 1}, {"3x3", 1, 6, 5, 130, 40, 3, 3, 1, 1, 1, 1, 1, 1}, {"depthwise", 1, 6, 7, 21, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 21}};
+  for (const Case& t : cases) {
+    const ConvGeometry g = geometry(t);
+    const int64_t nx = g.n * g.h * g.w * g.c, ny = g.n * g.oh * g.ow * g.k;
+    std::vector<float> x = test::random_values(nx, -1, 1, 1);
+    x[5] = test::kNan;
+    x[static_cast<size_t>(nx) - 1] = 3e38f;
+    const std::vector<float> w = test::random_values(g.k * g.r * g.s * (g.c / g.groups), -1, 1, 2), bias = test::random_values(g.k, -2, 2, 3);
+    for (const Isa& isa : isas()) {
+      CAPTURE(t.name);
+      CAPTURE(isa.name);
+      Conv2dArgs a{g, {}, w.data(), {}};
+      a.input.x = x.data();
+      const std::vector<float> plain = test::run_guarded<float>(ny, [&](float* out) {
+        a.epilogue.y = out;
+        cpu::conv2d(*isa.table, a);
+      });
+      a.epilogue.bias = bias.data();
+      for (const Setting& set : settings) {
+        a.epilogue.clamp_min = set.lo;
+        a.epilogue.clamp_max = set.hi;
+        std::vector<float> clamped, quantized;
+        std::vector<uint8_t> codes;
+        std::vector<int8_t> residual;
+        for (size_t i = 0; i < plain.size(); ++i) {
+          const float v = plain[i] + bias[i % static_cast<size_t>(g.k)];
+          const float u = std::isnan(v) ? v : std::clamp(v, set.lo, set.hi);
+          clamped.push_back(u);
+          const int32_t q = quantize(u, set.grid);
+          quantized.push_back(dequantize(q, set.grid));
+          codes.push_back(static_cast<uint8_t>(q));
+          residual.push_back(residual_byte(u, set.grid, v <= set.lo || v >= set.hi));
+        }
+        a.epilogue.quantize = false;
+        a.epilogue.codes = nullptr;
+        a.epilogue.residual = nullptr;
+        const std::vector<float> got = test::run_guarded<float>(ny, [&](float* out) {
+          a.epilogue.y = out;
+          cpu::conv2d(*isa.table, a);
+        });
+        for (size_t i = 0; i < got.size(); ++i) {
+          if (!(got[i] == clamped[i] || (std::isnan(got[i]) && std::isnan(clamped[i])))) FAIL_CHECK("clamp at ", i, ": ", got[i], " not ", clamped[i]);
+        }
+        a.epilogue.quantize = true;
+        a.epilogue.grid = set.grid;
+        test::Guarded<uint8_t> c(ny);
+        test::Guarded<int8_t> r(ny);
+        a.epilogue.codes = c.data();
+        a.epilogue.residual = r.data();
+        CHECK(test::same_bits(quantized, test::run_guarded<float>(ny, [&](float* out) {
+                                a.epilogue.y = out;
+                                cpu::conv2d(*isa.table, a);
+                              })));
+        CHECK(test::same_bits(codes, c.values()));
+        CHECK(test::same_bits(residual, r.values()));
+        a.epilogue.y = nullptr;
+        a.epilogue.residual = nullptr;
+        CHECK(test::same_bits(codes, test::run_guarded<uint8_t>(ny, [&](uint8_t* out) {
+                                a.epilogue.codes = out;
+                                cpu::conv2d(*isa.table, a);
+                              })));
+        CHECK(c.intact());
+        CHECK(r.intact());
+      }
+    }
+  }
+}
+
+TEST_CASE("gemm, all transpositions, scaled and accumulated") {
+  struct Shape {
+    int64_t m, n, k;
+  };
+  const Shape shapes[] = {{1, 1, 1}, {1, 1000, 64}, {7, 5, 3}, {64, 64, 64}, {65, 127, 129}, {130, 33, 17}, {3, 16, 2100}, {500, 10, 15}, {4, 6, 0}};
+  const std::pair<float, float> factors[] = {{1.0f, 0.0f}, {0.5f, 0.0f}, {1.0f, 1.0f}, {-2.0f, 0.25f}};
+  for (const Shape& s : shapes) {
+    const Misaligned a(test::random_values(s.m * s.k, -1, 1, 1)), b(test::random_values(s.k * s.n, -1, 1, 2));
+    const std::vector<float> y0 = test::random_values(s.m * s.n, -1, 1, 3);
+    for (int form = 0; form < 4; ++form) {
+      for (const auto& [alpha, beta] : factors) {
+        const bool ta = form & 1, tb = form & 2;
+        Sums want(s.m * s.n);
+        for (int64_t i = 0; i < s.m; ++i) {
+          for (int64_t j = 0; j < s.n; ++j) {
+            for (int64_t t = 0; t < s.k; ++t) want.add(i * s.n + j, static_cast<double>(alpha) * a[ta ? t * s.m + i : i * s.k + t], b[tb ? j * s.k + t : t * s.n + j]);
+            want.add(i * s.n + j, beta, y0[static_cast<size_t>(i * s.n + j)]);
+          }
+        }
+        for (const Isa& isa : isas()) {
+          CAPTURE(isa.name);
+          CAPTURE(text(s.m, "x", s.n, "x", s.k, " form ", form, " alpha ", alpha));
+          CHECK(want.first_far(test::run_guarded<float>(s.m * s.n, [&, alpha = alpha, beta = beta](float* y) {
+                  std::copy(y0.begin(), y0.end(), y);
+                  cpu::gemm(*isa.table, {s.m, s.n, s.k, ta, tb, alpha, beta, a.data(), b.data(), y});
+                })) == -1);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("gemm with beta 0 does not read y") {
+  const std::vector<float> a(12, 1.0f), b(20, 2.0f);
+  for (const Isa& isa : isas()) {
+    for (float alpha : {1.0f, 0.5f}) {
+      std::vector<float> y(15, test::kNan);
+      cpu::gemm(*isa.table, {3, 5, 4, false, false, alpha, 0.0f, a.data(), b.data(), y.data()});
+      CHECK(y == std::vector<float>(15, 8.0f * alpha));
+    }
+  }
+}
+
+TEST_CASE("a second call of the same shape makes no new raw allocation") {
+  const ConvGeometry g = geometry({"3x3", 2, 28, 28, 64, 64, 3, 3, 1, 1, 1, 1, 1, 1});
+  const std::vector<float> x = test::random_values(g.n * g.h * g.w * g.c), w = test::random_values(g.k * 9 * g.c);
+  std::vector<float> y(x.size()), dx(x.size()), dw(w.size());
+  const auto step = [&] {
+    Conv2dArgs a{g, {}, w.data(), {}};
+    a.input.x = x.data();
+    a.epilogue.y = y.data();
+    cpu::conv2d(a);
+    cpu::conv2d_backward_data({g, y.data(), w.data(), dx.data()});
+    cpu::conv2d_backward_filter({g, a.input, y.data(), dw.data(), nullptr});
+  };
+  step();
+  const int64_t before = host_allocator().stats().raw_allocations, live = host_allocator().stats().live_bytes;
+  for (int i = 0; i < 5; ++i) step();
+  CHECK(host_allocator().stats().raw_allocations == before);
+  CHECK(host_allocator().stats().live_bytes == live);
+}
