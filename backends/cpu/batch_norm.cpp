@@ -1,7 +1,9 @@
-// Batch norm over rows of [rows,c], vectorised across c. Rows are cut into blocks that stay in the cache; float sums within a block, double across blocks.
+// Batch norm over rows of [rows,c]. Rows are cut into blocks that stay in the cache; float sums within a block, double across blocks.
+// Narrow rows are joined into wide ones (a row of 16 channels x 4 pixels), so that vectors are full and loops long.
 #include <cmath>
 #include <vector>
 
+#include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/kernels.h"
 #include "detent/backends/cpu/loop.h"
 
@@ -9,119 +11,169 @@ namespace detent::cpu {
 namespace {
 
 constexpr int64_t kBlocksPerTask = 16;
+constexpr int64_t kWide = 128;
 
-int64_t block_rows(int64_t c) { return std::clamp<int64_t>(16384 / std::max<int64_t>(c, 1), 32, 1024); }
+struct Layout {
+  int64_t rows, c;
+  int64_t join;        // rows in a wide row
+  int64_t width;       // c * join
+  int64_t block_rows;  // a multiple of join
+  int64_t task_rows;
+  int64_t tasks;
 
-
-// mean and M2 of rows [begin,end) as float, from two passes over data that the first has brought into the cache.
-void block_moments(const float* x, int64_t begin, int64_t end, int64_t c, float* mean, float* m2) {
-  for (int64_t j = 0; j < c; ++j) mean[j] = m2[j] = 0.0f;
-  for (int64_t i = begin; i < end; ++i) {
-    const float* row = x + i * c;
-    for (int64_t j = 0; j < c; ++j) mean[j] += row[j];
+  Layout(int64_t rows_, int64_t c_) : rows(rows_), c(c_) {
+    join = c > 0 && c < kWide ? kWide / c : 1;
+    width = c * join;
+    block_rows = std::clamp<int64_t>(16384 / std::max<int64_t>(c, 1), 32, 1024) / join * join;
+    if (block_rows == 0) block_rows = join;
+    task_rows = block_rows * kBlocksPerTask;
+    tasks = (rows + task_rows - 1) / task_rows;
   }
-  const float n = static_cast<float>(end - begin);
-  for (int64_t j = 0; j < c; ++j) mean[j] /= n;
-  for (int64_t i = begin; i < end; ++i) {
-    const float* row = x + i * c;
-    for (int64_t j = 0; j < c; ++j) {
-      const float d = row[j] - mean[j];
-      m2[j] += d * d;
-    }
+};
+
+using Floats = std::vector<float>;
+
+// One copy of c values for each joined row.
+template <class T>
+Floats widen(const T* v, const Layout& l) {
+  Floats w(static_cast<size_t>(l.width));
+  for (int64_t k = 0; k < l.width; ++k) w[static_cast<size_t>(k)] = static_cast<float>(v[k % l.c]);
+  return w;
+}
+
+// Folds the sums of a wide row into those of c channels.
+void fold(const Floats& wide, const Layout& l, double* out) {
+  for (int64_t j = 0; j < l.c; ++j) out[j] = 0.0;
+  for (int64_t k = 0; k < l.width; k += l.c) {
+    for (int64_t j = 0; j < l.c; ++j) out[j] += static_cast<double>(wide[static_cast<size_t>(k + j)]);
   }
 }
 
+// Calls fn(first row, number of wide rows, width) and, for rows left over, fn(first row, number, c).
+template <class Fn>
+void wide_rows(const Layout& l, int64_t begin, int64_t end, Fn&& fn) {
+  const int64_t wide = (end - begin) / l.join, rest = (end - begin) % l.join;
+  if (wide > 0) fn(begin, wide, l.width);
+  if (rest > 0) fn(end - rest, rest, l.c);
+}
+
+struct Moments {
+  std::vector<double> mean, m2;
+  explicit Moments(int64_t n) : mean(static_cast<size_t>(n)), m2(static_cast<size_t>(n)) {}
+};
+
 // Chan et al. 1983: joins (nb, mb, sb) into (na, ma, sa).
-template <class T>
-void merge_moments(int64_t na, double* ma, double* sa, int64_t nb, const T* mb, const T* sb, int64_t c) {
-  const double n = static_cast<double>(na + nb);
-  const double fb = static_cast<double>(nb) / n, fab = static_cast<double>(na) * fb;
+void merge(int64_t na, double* ma, double* sa, int64_t nb, const double* mb, const double* sb, int64_t c) {
+  const double n = static_cast<double>(na + nb), fb = static_cast<double>(nb) / n, fab = static_cast<double>(na) * fb;
   for (int64_t j = 0; j < c; ++j) {
-    const double d = static_cast<double>(mb[j]) - ma[j];
+    const double d = mb[j] - ma[j];
     ma[j] += d * fb;
-    sa[j] += static_cast<double>(sb[j]) + d * d * fab;
+    sa[j] += sb[j] + d * d * fab;
   }
+}
+
+// Mean and M2 of a block: two passes, the second over what the first has brought into the cache.
+void block_moments(const Layout& l, const float* x, int64_t begin, int64_t end, Floats* sum, Floats* centre, Moments* out) {
+  const DenseKernels& k = dense_kernels();
+  sum->assign(sum->size(), 0.0f);
+  wide_rows(l, begin, end, [&](int64_t row, int64_t n, int64_t width) { k.add_rows(x + row * l.c, width, n, width, sum->data()); });
+  fold(*sum, l, out->mean.data());
+  for (double& m : out->mean) m /= static_cast<double>(end - begin);
+  for (int64_t j = 0; j < l.width; ++j) (*centre)[static_cast<size_t>(j)] = static_cast<float>(out->mean[static_cast<size_t>(j % l.c)]);
+  sum->assign(sum->size(), 0.0f);
+  wide_rows(l, begin, end, [&](int64_t row, int64_t n, int64_t width) { k.add_squares(x + row * l.c, n, width, centre->data(), sum->data()); });
+  fold(*sum, l, out->m2.data());
+}
+
+// Writes rows through a small buffer with stores past the cache when the tensor is large; fn(first row, number, width, destination).
+template <class Fn>
+void write_rows(const Layout& l, float* out, bool stream, Fn&& fn) {
+  constexpr int64_t kBuffer = 4096;
+  parallel_for(l.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(l.width, 1)) * l.join, [&](int64_t begin, int64_t end) {
+    wide_rows(l, begin, end, [&](int64_t row, int64_t n, int64_t width) {
+      const int64_t joined = width / l.c, step = width > 0 ? kBuffer / width : 0;
+      if (!stream || step == 0) return fn(row, n, width, out + row * l.c);
+      alignas(64) float buffer[kBuffer];
+      for (int64_t i = 0; i < n; i += step) {
+        const int64_t m = std::min(step, n - i), first = row + i * joined;
+        fn(first, m, width, buffer);
+        stream_copy(out + first * l.c, buffer, m * width);
+      }
+    });
+  });
 }
 
 }  // namespace
 
 void batch_norm_stats(const BatchNormStatsArgs& a) {
-  const int64_t c = a.c, block = block_rows(c), task_rows = block * kBlocksPerTask;
-  const int64_t tasks = (a.rows + task_rows - 1) / task_rows;
-  std::vector<double> mean(static_cast<size_t>(tasks * c)), m2(static_cast<size_t>(tasks * c));
-  parallel_chunks(tasks, [&](int64_t t) {
-    std::vector<float> bm(static_cast<size_t>(c)), bs(static_cast<size_t>(c));
-    const int64_t first = t * task_rows, last = std::min(a.rows, first + task_rows);
-    for (int64_t begin = first; begin < last; begin += block) {
-      const int64_t end = std::min(last, begin + block);
-      block_moments(a.x, begin, end, c, bm.data(), bs.data());
-      merge_moments(begin - first, mean.data() + t * c, m2.data() + t * c, end - begin, bm.data(), bs.data(), c);
+  const Layout l(a.rows, a.c);
+  const int64_t c = a.c;
+  Moments all(l.tasks * c);
+  parallel_chunks(l.tasks, [&](int64_t t) {
+    Floats sum(static_cast<size_t>(l.width)), centre(sum);
+    Moments block(c);
+    const int64_t first = t * l.task_rows, last = std::min(a.rows, first + l.task_rows);
+    for (int64_t begin = first; begin < last; begin += l.block_rows) {
+      const int64_t end = std::min(last, begin + l.block_rows);
+      block_moments(l, a.x, begin, end, &sum, &centre, &block);
+      merge(begin - first, all.mean.data() + t * c, all.m2.data() + t * c, end - begin, block.mean.data(), block.m2.data(), c);
     }
   });
-  for (int64_t t = 1; t < tasks; ++t) {
-    merge_moments(t * task_rows, mean.data(), m2.data(), std::min(task_rows, a.rows - t * task_rows), mean.data() + t * c, m2.data() + t * c, c);
+  for (int64_t t = 1; t < l.tasks; ++t) {
+    merge(t * l.task_rows, all.mean.data(), all.m2.data(), std::min(l.task_rows, a.rows - t * l.task_rows), all.mean.data() + t * c, all.m2.data() + t * c, c);
   }
   for (int64_t j = 0; j < c; ++j) {
-    a.mean[j] = tasks > 0 ? static_cast<float>(mean[static_cast<size_t>(j)]) : 0.0f;
-    a.var[j] = tasks > 0 ? static_cast<float>(m2[static_cast<size_t>(j)] / static_cast<double>(a.rows)) : 0.0f;
+    a.mean[j] = l.tasks > 0 ? static_cast<float>(all.mean[static_cast<size_t>(j)]) : 0.0f;
+    a.var[j] = l.tasks > 0 ? static_cast<float>(all.m2[static_cast<size_t>(j)] / static_cast<double>(a.rows)) : 0.0f;
   }
 }
 
 void batch_norm(const BatchNormArgs& a) {
-  const int64_t c = a.c;
-  std::vector<float> factor(static_cast<size_t>(c)), shift(static_cast<size_t>(c));
-  for (int64_t j = 0; j < c; ++j) {
-    factor[static_cast<size_t>(j)] = (a.gamma ? a.gamma[j] : 1.0f) / std::sqrt(a.var[j] + a.eps);
-    shift[static_cast<size_t>(j)] = a.beta ? a.beta[j] : 0.0f;
+  const Layout l(a.rows, a.c);
+  Floats f(static_cast<size_t>(a.c)), b(f);
+  for (int64_t j = 0; j < a.c; ++j) {
+    f[static_cast<size_t>(j)] = (a.gamma ? a.gamma[j] : 1.0f) / std::sqrt(a.var[j] + a.eps);
+    b[static_cast<size_t>(j)] = a.beta ? a.beta[j] : 0.0f;
   }
-  parallel_for(a.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(c, 1)), [&](int64_t begin, int64_t end) {
-    const float *mean = a.mean, *f = factor.data(), *b = shift.data();
-    const float lo = a.clamp_min, hi = a.clamp_max;
-    for (int64_t i = begin; i < end; ++i) {
-      const float* x = a.x + i * c;
-      float* y = a.y + i * c;
-      for (int64_t j = 0; j < c; ++j) {
-        const float v = (x[j] - mean[j]) * f[j] + b[j];
-        y[j] = v < lo ? lo : (v > hi ? hi : v);
-      }
-    }
+  const Floats mean = widen(a.mean, l), factor = widen(f.data(), l), shift = widen(b.data(), l);
+  const DenseKernels& k = dense_kernels();
+  write_rows(l, a.y, a.y != a.x && streams(a.rows * a.c), [&](int64_t row, int64_t n, int64_t width, float* y) {
+    k.normalise(a.x + row * l.c, n, width, mean.data(), factor.data(), shift.data(), a.clamp_min, a.clamp_max, y);
   });
 }
 
 void batch_norm_backward(const BatchNormBackwardArgs& a) {
-  const int64_t c = a.c, block = block_rows(c), task_rows = block * kBlocksPerTask;
-  const int64_t tasks = (a.rows + task_rows - 1) / task_rows;
+  const Layout l(a.rows, a.c);
+  const int64_t c = a.c;
+  const DenseKernels& k = dense_kernels();
   const bool masked = std::isfinite(a.clamp_min) || std::isfinite(a.clamp_max);
-  const float lo = a.clamp_min, hi = a.clamp_max;
-  // Per channel: sum dy and sum dy * (x - mean).
-  std::vector<double> sum(static_cast<size_t>(tasks * c)), dot(static_cast<size_t>(tasks * c));
-  parallel_chunks(tasks, [&](int64_t t) {
-    std::vector<float> bs(static_cast<size_t>(c)), bd(static_cast<size_t>(c));
-    const int64_t first = t * task_rows, last = std::min(a.rows, first + task_rows);
-    for (int64_t begin = first; begin < last; begin += block) {
-      bs.assign(bs.size(), 0.0f);
-      bd.assign(bd.size(), 0.0f);
-      float *s = bs.data(), *d = bd.data();
-      const float* mean = a.mean;
-      for (int64_t i = begin; i < std::min(last, begin + block); ++i) {
-        const float *x = a.x + i * c, *dy = a.dy + i * c, *y = a.y + i * c;
-        for (int64_t j = 0; j < c; ++j) {
-          const float g = masked && (y[j] <= lo || y[j] >= hi) ? 0.0f : dy[j];
-          s[j] += g;
-          d[j] += g * (x[j] - mean[j]);
-        }
-      }
+  const auto gradient = [&](int64_t row) { return NormGradient{a.x + row * c, a.dy + row * c, masked ? a.y + row * c : nullptr, masked, a.clamp_min, a.clamp_max}; };
+  const Floats mean = widen(a.mean, l);
+  // Per task and channel: sum dy and sum dy * (x - mean).
+  std::vector<double> sum(static_cast<size_t>(l.tasks * c)), dot(sum);
+  parallel_chunks(l.tasks, [&](int64_t t) {
+    Floats s(static_cast<size_t>(l.width)), d(s);
+    std::vector<double> fs(static_cast<size_t>(c)), fd(fs);
+    const int64_t first = t * l.task_rows, last = std::min(a.rows, first + l.task_rows);
+    for (int64_t begin = first; begin < last; begin += l.block_rows) {
+      s.assign(s.size(), 0.0f);
+      d.assign(d.size(), 0.0f);
+      wide_rows(l, begin, std::min(last, begin + l.block_rows),
+                [&](int64_t row, int64_t n, int64_t width) { k.norm_sums(gradient(row), n, width, mean.data(), s.data(), d.data()); });
+      fold(s, l, fs.data());
+      fold(d, l, fd.data());
       for (int64_t j = 0; j < c; ++j) {
-        sum[static_cast<size_t>(t * c + j)] += static_cast<double>(s[j]);
-        dot[static_cast<size_t>(t * c + j)] += static_cast<double>(d[j]);
+        sum[static_cast<size_t>(t * c + j)] += fs[static_cast<size_t>(j)];
+        dot[static_cast<size_t>(t * c + j)] += fd[static_cast<size_t>(j)];
       }
     }
   });
   // dx = k1 * dy - k2 - k3 * (x - mean)
-  std::vector<float> k1(static_cast<size_t>(c)), k2(static_cast<size_t>(c)), k3(static_cast<size_t>(c));
+  std::vector<double> k1(static_cast<size_t>(c)), k2(k1), k3(k1);
+  const double rows = static_cast<double>(std::max<int64_t>(a.rows, 1));
   for (int64_t j = 0; j < c; ++j) {
     double s = 0.0, d = 0.0;
-    for (int64_t t = 0; t < tasks; ++t) {
+    for (int64_t t = 0; t < l.tasks; ++t) {
       s += sum[static_cast<size_t>(t * c + j)];
       d += dot[static_cast<size_t>(t * c + j)];
     }
@@ -129,22 +181,14 @@ void batch_norm_backward(const BatchNormBackwardArgs& a) {
     const double factor = (a.gamma ? static_cast<double>(a.gamma[j]) : 1.0) * inverse;
     if (a.dgamma) a.dgamma[j] = static_cast<float>(d * inverse);
     if (a.dbeta) a.dbeta[j] = static_cast<float>(s);
-    const double rows = static_cast<double>(std::max<int64_t>(a.rows, 1));
-    k1[static_cast<size_t>(j)] = static_cast<float>(factor);
-    k2[static_cast<size_t>(j)] = a.training ? static_cast<float>(factor * s / rows) : 0.0f;
-    k3[static_cast<size_t>(j)] = a.training ? static_cast<float>(factor * d * inverse * inverse / rows) : 0.0f;
+    k1[static_cast<size_t>(j)] = factor;
+    k2[static_cast<size_t>(j)] = a.training ? factor * s / rows : 0.0;
+    k3[static_cast<size_t>(j)] = a.training ? factor * d * inverse * inverse / rows : 0.0;
   }
   if (!a.dx) return;
-  parallel_for(a.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(c, 1)), [&](int64_t begin, int64_t end) {
-    const float *mean = a.mean, *f1 = k1.data(), *f2 = k2.data(), *f3 = k3.data();
-    for (int64_t i = begin; i < end; ++i) {
-      const float *x = a.x + i * c, *dy = a.dy + i * c, *y = a.y + i * c;
-      float* dx = a.dx + i * c;
-      for (int64_t j = 0; j < c; ++j) {
-        const float g = masked && (y[j] <= lo || y[j] >= hi) ? 0.0f : dy[j];
-        dx[j] = f1[j] * g - f2[j] - f3[j] * (x[j] - mean[j]);
-      }
-    }
+  const Floats f1 = widen(k1.data(), l), f2 = widen(k2.data(), l), f3 = widen(k3.data(), l);
+  write_rows(l, a.dx, a.dx != a.x && a.dx != a.dy && a.dx != a.y && streams(a.rows * c), [&](int64_t row, int64_t n, int64_t width, float* dx) {
+    k.norm_backward(gradient(row), n, width, mean.data(), f1.data(), f2.data(), f3.data(), dx);
   });
 }
 

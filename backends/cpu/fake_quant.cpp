@@ -1,6 +1,7 @@
 // Quantize-dequantize, its backward pass with range sums, and dequantize: the cut of a tensor into rows for the row kernels.
 #include <vector>
 
+#include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/kernels.h"
 #include "detent/backends/cpu/loop.h"
 #include "detent/backends/cpu/rows.h"
@@ -71,12 +72,6 @@ std::vector<Sums> backward_channels_last(const FakeQuantBackwardArgs& a) {
   return part;
 }
 
-// The plain straight-through estimator: dy where x itself lies in the grid's range.
-void mask_row(const float* x, const float* dy, const Grid& g, float* dx, int64_t n) {
-  const float lo = detent::dequantize(g.qmin, g), hi = detent::dequantize(g.qmax, g);
-  for (int64_t i = 0; i < n; ++i) dx[i] = x[i] >= lo && x[i] <= hi ? dy[i] : 0.0f;
-}
-
 }  // namespace
 
 void fake_quant(const FakeQuantArgs& a) {
@@ -103,7 +98,10 @@ void fake_quant_backward(const FakeQuantBackwardArgs& a) {
   const ChannelView& v = a.view;
   if (a.mask_on_value) {
     if (!a.dx) return;
-    for_each_piece(v, [&](int64_t, int64_t channel, int64_t at, int64_t n) { mask_row(a.x + at, a.dy + at, a.grids[channel], a.dx + at, n); });
+    for_each_piece(v, [&](int64_t, int64_t channel, int64_t at, int64_t n) {
+      const Grid& g = a.grids[channel];
+      dense_kernels().mask(a.x + at, a.dy + at, detent::dequantize(g.qmin, g), detent::dequantize(g.qmax, g), a.dx + at, n);
+    });
     return;
   }
   std::vector<Sums> part;

@@ -3,6 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "detent/core/backend.h"
 #include "detent/core/parallel.h"
@@ -14,6 +19,33 @@ constexpr int64_t kGrain = 65536;
 
 /// True when a float result of n elements outgrows the caches, so that its stores should go past them.
 inline bool streams(int64_t n) { return n >= int64_t{4} << 20; }
+
+/// Copies n floats with stores past the cache (a plain copy where alignment forbids it).
+inline void stream_copy(float* y, const float* x, int64_t n) {
+#if defined(__SSE2__)
+  if (reinterpret_cast<uintptr_t>(y) % 16 == 0) {
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) _mm_stream_ps(y + i, _mm_loadu_ps(x + i));
+    for (; i < n; ++i) y[i] = x[i];
+    _mm_sfence();
+    return;
+  }
+#endif
+  std::memcpy(y, x, static_cast<size_t>(n) * sizeof(float));
+}
+
+/// fn(out, first, count) computes elements [first, first + count) into out[0..count); with `stream` by way of a small buffer and stream_copy.
+template <class Fn>
+void write_streamed(float* y, int64_t begin, int64_t end, bool stream, Fn&& fn) {
+  if (!stream) return fn(y + begin, begin, end - begin);
+  constexpr int64_t kBuffer = 2048;
+  alignas(64) float buffer[kBuffer];
+  for (int64_t i = begin; i < end; i += kBuffer) {
+    const int64_t n = std::min(kBuffer, end - i);
+    fn(buffer, i, n);
+    stream_copy(y + i, buffer, n);
+  }
+}
 
 inline int64_t loop_elements(const LoopNest& l) {
   int64_t n = 1;

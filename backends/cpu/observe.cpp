@@ -72,10 +72,15 @@ void histogram_acc(const HistogramArgs& a) {
     constexpr int64_t kBuffer = 1024;
     int32_t bin[kBuffer];
     std::vector<uint32_t> count(4 * total.size());
+    uint32_t* counter = count.data();
     for (int64_t i = begin; i < end; i += kBuffer) {
       const int64_t n = std::min(kBuffer, end - i);
       k.bins(a.x + i, n, rule, bin);
-      for (int64_t j = 0; j < n; ++j) ++count[4 * static_cast<size_t>(bin[j]) + static_cast<size_t>(j % 4)];
+      int64_t j = 0;
+      for (; j + 4 <= n; j += 4) {
+        for (int64_t u = 0; u < 4; ++u) ++counter[4 * bin[j + u] + u];
+      }
+      for (; j < n; ++j) ++counter[4 * bin[j]];
     }
     std::lock_guard lock(mutex);
     for (size_t b = 0; b < total.size(); ++b) {

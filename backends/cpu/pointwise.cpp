@@ -6,22 +6,29 @@ namespace detent::cpu {
 
 void pointwise(const PointwiseArgs& a) {
   visit_pointwise(a.op.kind, [&]<class F>() {
+    const bool stream = a.out != a.x && streams(a.n);
     parallel_for(a.n, kGrain, [&](int64_t begin, int64_t end) {
       const float pa = a.op.a, pb = a.op.b;
-      const float* x = a.x;
-      float* out = a.out;
-      for (int64_t i = begin; i < end; ++i) out[i] = F::fwd(x[i], pa, pb);
+      write_streamed(a.out, begin, end, stream, [&](float* out, int64_t first, int64_t n) {
+        const float* x = a.x + first;
+        for (int64_t i = 0; i < n; ++i) out[i] = F::fwd(x[i], pa, pb);
+      });
     });
   });
 }
 
 void pointwise_backward(const PointwiseArgs& a) {
   visit_pointwise(a.op.kind, [&]<class F>() {
+    const bool stream = a.out != a.x && a.out != a.y && a.out != a.dy && streams(a.n);
     parallel_for(a.n, kGrain, [&](int64_t begin, int64_t end) {
       const float pa = a.op.a, pb = a.op.b;
-      const float *x = a.x, *y = a.y, *dy = a.dy;
-      float* out = a.out;
-      for (int64_t i = begin; i < end; ++i) out[i] = F::bwd(x[i], y[i], dy[i], pa, pb);
+      write_streamed(a.out, begin, end, stream, [&](float* out, int64_t first, int64_t n) {
+        const float *x = a.x + first, *y = a.y + first, *dy = a.dy + first;
+        for (int64_t i = 0; i < n; ++i) {
+          const float xi = x[i], yi = y[i], di = dy[i];  // loaded whatever the branch, so that the loop vectorises
+          out[i] = F::bwd(xi, yi, di, pa, pb);
+        }
+      });
     });
   });
 }

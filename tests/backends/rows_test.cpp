@@ -1,4 +1,5 @@
 // Every instruction set's row kernels give the scalar twin's bits.
+#include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/rows.h"
 #include "kernel_support.h"
@@ -76,4 +77,50 @@ TEST_CASE("row kernels: each instruction set equals the scalar twin to the bit")
     }
   }
   WARN_MESSAGE(!fast_sets().empty(), "only the scalar instruction set here: nothing to compare");
+}
+
+TEST_CASE("dense kernels: each build equals the scalar one to the bit") {
+  using cpu::DenseKernels;
+  std::vector<const DenseKernels*> sets;
+#if defined(__x86_64__)
+  if (cpu::isa() >= cpu::Isa::avx2) sets.push_back(&cpu::kDenseAvx2);
+  if (cpu::isa() >= cpu::Isa::avx512) sets.push_back(&cpu::kDenseAvx512);
+#endif
+  for (const DenseKernels* fast : sets) {
+    for (int64_t c : {1, 7, 16, 31, 64, 127, 128, 129, 1000}) {
+      CAPTURE(c);
+      const int64_t rows = 11, n = rows * c;
+      const std::vector<float> x = awkward_values(n), dy = awkward_values(n, -1.0f, 1.0f, 2), mean = random_values(c), a = random_values(c, -1.0f, 1.0f, 3), b = random_values(c, -1.0f, 1.0f, 4);
+      // Sums of plain values: which of two NaNs an addition keeps is the compiler's choice.
+      const std::vector<float> px = random_values(n), py = random_values(n, -1.0f, 1.0f, 5);
+      const auto both = [&](int64_t size, auto&& fn) {
+        Guarded<float> want(size), got(size);
+        std::fill_n(want.data(), size, 0.25f);
+        std::fill_n(got.data(), size, 0.25f);
+        fn(cpu::kDenseScalar, want.data());
+        fn(*fast, got.data());
+        CHECK(got.intact());
+        CHECK(same_bits(want.values(), got.values()));
+      };
+      both(c, [&](const DenseKernels& k, float* y) { k.add_rows(px.data(), c, rows, c, y); });
+      both(c, [&](const DenseKernels& k, float* y) { k.add_squares(px.data(), rows, c, mean.data(), y); });
+      both(n, [&](const DenseKernels& k, float* y) { k.normalise(x.data(), rows, c, mean.data(), a.data(), b.data(), -0.5f, 2.0f, y); });
+      for (bool masked : {false, true}) {
+        const cpu::NormGradient g = {px.data(), py.data(), x.data(), masked, -1.0f, 1.0f};
+        both(2 * c, [&](const DenseKernels& k, float* y) { k.norm_sums(g, rows, c, mean.data(), y, y + c); });
+        both(n, [&](const DenseKernels& k, float* y) { k.norm_backward(g, rows, c, mean.data(), a.data(), b.data(), a.data(), y); });
+      }
+      both(n, [&](const DenseKernels& k, float* y) { k.mask(x.data(), dy.data(), -1.0f, 1.0f, y, n); });
+      const float* taps[] = {x.data(), x.data() + c, x.data() + 2 * c, dy.data()};
+      const int32_t where[] = {5, 6, 7, 8};
+      std::vector<int32_t> index(static_cast<size_t>(c)), other;
+      both(c, [&](const DenseKernels& k, float* y) {
+        other = index;
+        index.assign(index.size(), -1);
+        k.max_taps(taps, where, 4, 0, c, y, index.data());
+      });
+      CHECK(index == other);
+      both(c, [&](const DenseKernels& k, float* y) { k.pick(py.data(), index.data(), 6, c, y); });
+    }
+  }
 }

@@ -1,0 +1,155 @@
+// Built once per instruction set; DETENT_DENSE names the table.
+#include "detent/backends/cpu/dense.h"
+
+#if defined(__clang__)
+#define DETENT_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define DETENT_IVDEP _Pragma("GCC ivdep")
+#endif
+
+namespace detent::cpu {
+namespace {
+
+void add_rows(const float* x, int64_t stride, int64_t rows, int64_t c, float* sum) {
+  int64_t i = 0;
+  for (; i + 4 <= rows; i += 4) {
+    const float *r0 = x + i * stride, *r1 = r0 + stride, *r2 = r1 + stride, *r3 = r2 + stride;
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) sum[j] += (r0[j] + r1[j]) + (r2[j] + r3[j]);
+  }
+  for (; i < rows; ++i) {
+    const float* r = x + i * stride;
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) sum[j] += r[j];
+  }
+}
+
+void add_squares(const float* x, int64_t rows, int64_t c, const float* mean, float* sum) {
+  int64_t i = 0;
+  for (; i + 4 <= rows; i += 4) {
+    const float *r0 = x + i * c, *r1 = r0 + c, *r2 = r1 + c, *r3 = r2 + c;
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) {
+      const float m = mean[j];
+      const float d0 = r0[j] - m, d1 = r1[j] - m, d2 = r2[j] - m, d3 = r3[j] - m;
+      sum[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+    }
+  }
+  for (; i < rows; ++i) {
+    const float* r = x + i * c;
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) {
+      const float d = r[j] - mean[j];
+      sum[j] += d * d;
+    }
+  }
+}
+
+void normalise(const float* x, int64_t rows, int64_t c, const float* mean, const float* factor, const float* shift, float lo, float hi, float* y) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* r = x + i * c;
+    float* out = y + i * c;
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) {
+      const float v = (r[j] - mean[j]) * factor[j] + shift[j];
+      const float w = v > hi ? hi : v;
+      out[j] = w < lo ? lo : w;
+    }
+  }
+}
+
+template <bool masked>
+inline __attribute__((always_inline)) float gradient(const NormGradient& g, int64_t i) {
+  const float dy = g.dy[i];
+  if (!masked) return dy;
+  const float y = g.y[i];
+  return (y <= g.lo) | (y >= g.hi) ? 0.0f : dy;
+}
+
+template <bool masked>
+inline __attribute__((always_inline)) void norm_sums_as(const NormGradient args, int64_t rows, int64_t c, const float* mean, float* sum, float* dot) {
+  const NormGradient g = args;
+  int64_t i = 0;
+  for (; i + 2 <= rows; i += 2) {
+    const int64_t a = i * c, b = a + c;
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) {
+      const float m = mean[j], ga = gradient<masked>(g, a + j), gb = gradient<masked>(g, b + j);
+      sum[j] += ga + gb;
+      dot[j] += ga * (g.x[a + j] - m) + gb * (g.x[b + j] - m);
+    }
+  }
+  for (; i < rows; ++i) {
+    const int64_t a = i * c;
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) {
+      const float ga = gradient<masked>(g, a + j);
+      sum[j] += ga;
+      dot[j] += ga * (g.x[a + j] - mean[j]);
+    }
+  }
+}
+
+void norm_sums(const NormGradient& g, int64_t rows, int64_t c, const float* mean, float* sum, float* dot) {
+  if (g.masked) {
+    norm_sums_as<true>(g, rows, c, mean, sum, dot);
+  } else {
+    norm_sums_as<false>(g, rows, c, mean, sum, dot);
+  }
+}
+
+template <bool masked>
+inline __attribute__((always_inline)) void norm_backward_as(const NormGradient args, int64_t rows, int64_t c, const float* mean, const float* k1, const float* k2,
+                                                            const float* k3, float* dx) {
+  const NormGradient g = args;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t a = i * c;
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) dx[a + j] = k1[j] * gradient<masked>(g, a + j) - k2[j] - k3[j] * (g.x[a + j] - mean[j]);
+  }
+}
+
+void norm_backward(const NormGradient& g, int64_t rows, int64_t c, const float* mean, const float* k1, const float* k2, const float* k3, float* dx) {
+  if (g.masked) {
+    norm_backward_as<true>(g, rows, c, mean, k1, k2, k3, dx);
+  } else {
+    norm_backward_as<false>(g, rows, c, mean, k1, k2, k3, dx);
+  }
+}
+
+void mask(const float* x, const float* dy, float lo, float hi, float* dx, int64_t n) {
+  DETENT_IVDEP
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = x[i], d = dy[i];
+    dx[i] = (v >= lo) & (v <= hi) ? d : 0.0f;
+  }
+}
+
+void max_taps(const float* const* tap, const int32_t* where, int64_t taps, int64_t offset, int64_t c, float* best, int32_t* index) {
+  for (int64_t t = 0; t < taps; ++t) {
+    const float* x = tap[t] + offset;
+    const int32_t here = where[t];
+    DETENT_IVDEP
+    for (int64_t j = 0; j < c; ++j) {
+      const float v = x[j], b = best[j];
+      const int32_t k = index[j];
+      const bool take = (v > b) | ((v != v) & (b == b)) | (k < 0);
+      best[j] = take ? v : b;
+      index[j] = take ? here : k;
+    }
+  }
+}
+
+void pick(const float* dy, const int32_t* index, int32_t here, int64_t c, float* dx) {
+  DETENT_IVDEP
+  for (int64_t j = 0; j < c; ++j) {
+    const float d = dy[j];
+    dx[j] += index[j] == here ? d : 0.0f;
+  }
+}
+
+}  // namespace
+
+const DenseKernels DETENT_DENSE = {add_rows, add_squares, normalise, norm_sums, norm_backward, mask, max_taps, pick};
+
+}  // namespace detent::cpu
