@@ -135,8 +135,7 @@ size_t RandomAccessFile::read_some(int64_t offset, void* dst, size_t bytes) cons
 
 void RandomAccessFile::read(int64_t offset, void* dst, size_t bytes) const {
   const size_t n = read_some(offset, dst, bytes);
-  DETENT_CHECK(n == bytes, path_, ": the file ends at offset ", offset + static_cast<int64_t>(n), ", ", bytes, " bytes were expected at offset ", offset,
-               "; is it cut off?");
+  DETENT_CHECK(n == bytes, path_, ": the file ends at offset ", offset + static_cast<int64_t>(n), ", ", bytes, " bytes were expected at offset ", offset, "; is it cut off?");
 }
 
 SequentialFile::SequentialFile(std::string path, size_t buffer_bytes) : file_(std::move(path)), buffer_(std::max<size_t>(buffer_bytes, 16)) {}

@@ -89,10 +89,10 @@ class OutputFile {
   int64_t offset() const { return offset_; }  ///< bytes in the file once flushed
   void write(const void* src, size_t bytes);
   void write(std::string_view bytes) { write(bytes.data(), bytes.size()); }
-  void flush();                  ///< to the system
-  void sync();                   ///< to the disk
-  void truncate(int64_t size);   ///< drops what is behind; append mode only
-  void close();                  ///< flush and close
+  void flush();                 ///< to the system
+  void sync();                  ///< to the disk
+  void truncate(int64_t size);  ///< drops what is behind; append mode only
+  void close();                 ///< flush and close
 
  private:
   void write_through(const char* src, size_t bytes);

@@ -1,7 +1,6 @@
 #include "detent/io/data/example.h"
 
 #include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 
 #include <limits>
 
@@ -14,19 +13,31 @@ namespace {
 // Unknown fields may be nested groups: the schema itself is six messages deep.
 constexpr int kDepthLimit = 16;
 
-const wire::Feature& feature(const wire::Example& example, const char* name, std::string_view where) {
-  const auto& map = example.features().feature();
-  const auto it = map.find(name);
-  if (it == map.end()) fail_record(where, ": the record has no feature ", name, " (it has ", map.size(), " others)");
-  return it->second;
+// As in a map: of several entries with one key the last counts.
+wire::Feature& feature(wire::Example& example, const char* name, std::string_view where) {
+  auto& entries = *example.mutable_features()->mutable_feature();
+  for (int i = entries.size() - 1; i >= 0; --i) {
+    if (entries[i].key() == name) return *entries[i].mutable_value();
+  }
+  fail_record(where, ": the record has no feature ", name, " (it has ", entries.size(), " others)");
+}
+
+wire::Feature& add_feature(wire::Example& example, const char* name) {
+  wire::FeatureEntry& entry = *example.mutable_features()->add_feature();
+  entry.set_key(name);
+  return *entry.mutable_value();
 }
 
 const char* kind_name(const wire::Feature& f) {
   switch (f.kind_case()) {
-    case wire::Feature::kBytesList: return "bytes";
-    case wire::Feature::kFloatList: return "float";
-    case wire::Feature::kInt64List: return "int64";
-    case wire::Feature::KIND_NOT_SET: break;
+    case wire::Feature::kBytesList:
+      return "bytes";
+    case wire::Feature::kFloatList:
+      return "float";
+    case wire::Feature::kInt64List:
+      return "int64";
+    case wire::Feature::KIND_NOT_SET:
+      break;
   }
   return "no kind at all";
 }
@@ -40,7 +51,7 @@ Example parse_example(std::span<const uint8_t> record, std::string_view where) {
   wire::Example example;
   if (!example.ParseFromCodedStream(&in) || !in.ConsumedEntireMessage()) fail_record(where, ": the record is not a tf.Example");
 
-  const wire::Feature& encoded = feature(example, "image/encoded", where);
+  wire::Feature& encoded = feature(example, "image/encoded", where);
   if (!encoded.has_bytes_list()) fail_record(where, ": feature image/encoded is ", kind_name(encoded), ", bytes are needed");
   if (encoded.bytes_list().value_size() != 1) fail_record(where, ": feature image/encoded has ", encoded.bytes_list().value_size(), " values, one is needed");
   const wire::Feature& label = feature(example, "image/class/label", where);
@@ -49,26 +60,19 @@ Example parse_example(std::span<const uint8_t> record, std::string_view where) {
 
   Example out;
   out.label = label.int64_list().value(0);
-  auto& map = *example.mutable_features()->mutable_feature();
-  out.encoded = std::move(*map["image/encoded"].mutable_bytes_list()->mutable_value(0));
+  out.encoded = std::move(*encoded.mutable_bytes_list()->mutable_value(0));
   return out;
 }
 
 std::string serialize_example(std::string_view jpeg, int64_t label, int64_t height, int64_t width) {
   wire::Example example;
-  auto& map = *example.mutable_features()->mutable_feature();
-  map["image/encoded"].mutable_bytes_list()->add_value(std::string(jpeg));
-  map["image/format"].mutable_bytes_list()->add_value("JPEG");
-  map["image/class/label"].mutable_int64_list()->add_value(label);
-  map["image/height"].mutable_int64_list()->add_value(height);
-  map["image/width"].mutable_int64_list()->add_value(width);
+  add_feature(example, "image/class/label").mutable_int64_list()->add_value(label);
+  add_feature(example, "image/encoded").mutable_bytes_list()->add_value(std::string(jpeg));
+  add_feature(example, "image/format").mutable_bytes_list()->add_value("JPEG");
+  add_feature(example, "image/height").mutable_int64_list()->add_value(height);
+  add_feature(example, "image/width").mutable_int64_list()->add_value(width);
   std::string bytes;
-  {
-    google::protobuf::io::StringOutputStream stream(&bytes);
-    google::protobuf::io::CodedOutputStream out(&stream);
-    out.SetSerializationDeterministic(true);
-    DETENT_CHECK(example.SerializeToCodedStream(&out), "example: ", jpeg.size(), " bytes of JPEG cannot be serialized");
-  }
+  DETENT_CHECK(example.SerializeToString(&bytes), "example: ", jpeg.size(), " bytes of JPEG cannot be serialized");
   return bytes;
 }
 

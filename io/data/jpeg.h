@@ -23,7 +23,7 @@ std::string encode_jpeg(const Image& image, int quality);
 /// "libjpeg" or "stb_image".
 const char* jpeg_library();
 
-namespace detail {
+namespace jpeg {
 // A JPEG file cannot hold more pixels than this; with fewer bytes the header lies.
 constexpr int64_t kMaxPixels = int64_t{1} << 27;
 constexpr int64_t max_pixels(size_t bytes) { return static_cast<int64_t>(bytes) * 1024 + 4096; }
@@ -33,6 +33,6 @@ void decode_with_libjpeg(std::span<const uint8_t> jpeg, std::string_view where, 
 std::string encode_with_libjpeg(const Image& image, int quality);
 void decode_with_stb(std::span<const uint8_t> jpeg, std::string_view where, Image& image);
 std::string encode_with_stb(const Image& image, int quality);
-}  // namespace detail
+}  // namespace jpeg
 
 }  // namespace detent::io

@@ -10,7 +10,7 @@
 #include "detent/io/data/jpeg.h"
 #include "detent/io/data/tfrecord.h"
 
-namespace detent::io::detail {
+namespace detent::io::jpeg {
 namespace {
 
 // libjpeg reports through callbacks that must not return; exceptions must not cross its C frames. So: note the message, jump, throw on this side.
@@ -138,12 +138,11 @@ void decode_with_libjpeg(std::span<const uint8_t> jpeg, std::string_view where, 
 }
 
 std::string encode_with_libjpeg(const Image& image, int quality) {
-  DETENT_CHECK(image.height > 0 && image.width > 0 && image.height <= 65500 && image.width <= 65500 &&
-                   static_cast<int64_t>(image.pixels.size()) == image.height * image.width * 3,
+  DETENT_CHECK(image.height > 0 && image.width > 0 && image.height <= 65500 && image.width <= 65500 && static_cast<int64_t>(image.pixels.size()) == image.height * image.width * 3,
                "jpeg: an image of ", image.height, "x", image.width, " with ", image.pixels.size(), " bytes cannot be encoded");
   Encoder e;
   DETENT_CHECK(write_image(e, image, quality), "jpeg: an image of ", image.height, "x", image.width, " cannot be encoded: ", std::string_view(e.errors.message));
   return std::string(reinterpret_cast<const char*>(e.bytes), e.size);
 }
 
-}  // namespace detent::io::detail
+}  // namespace detent::io::jpeg

@@ -21,7 +21,7 @@
 #include "detent/io/data/jpeg.h"
 #include "detent/io/data/tfrecord.h"
 
-namespace detent::io::detail {
+namespace detent::io::jpeg {
 namespace {
 
 struct Header {
@@ -79,13 +79,12 @@ void decode_with_stb(std::span<const uint8_t> jpeg, std::string_view where, Imag
 }
 
 std::string encode_with_stb(const Image& image, int quality) {
-  DETENT_CHECK(image.height > 0 && image.width > 0 && image.height <= 65500 && image.width <= 65500 &&
-                   static_cast<int64_t>(image.pixels.size()) == image.height * image.width * 3,
+  DETENT_CHECK(image.height > 0 && image.width > 0 && image.height <= 65500 && image.width <= 65500 && static_cast<int64_t>(image.pixels.size()) == image.height * image.width * 3,
                "jpeg: an image of ", image.height, "x", image.width, " with ", image.pixels.size(), " bytes cannot be encoded");
   std::string out;
-  DETENT_CHECK(stbi_write_jpg_to_func(append_bytes, &out, static_cast<int>(image.width), static_cast<int>(image.height), 3, image.pixels.data(), quality),
-               "jpeg: an image of ", image.height, "x", image.width, " cannot be encoded");
+  DETENT_CHECK(stbi_write_jpg_to_func(append_bytes, &out, static_cast<int>(image.width), static_cast<int>(image.height), 3, image.pixels.data(), quality), "jpeg: an image of ",
+               image.height, "x", image.width, " cannot be encoded");
   return out;
 }
 
-}  // namespace detent::io::detail
+}  // namespace detent::io::jpeg

@@ -29,10 +29,10 @@ struct LoaderOptions {
   int64_t image_size = 0;    ///< 0: the preprocessing's own
   int64_t label_offset = 1;  ///< subtracted from the stored label
   int64_t classes = 1000;
-  int threads = -1;         ///< that decode; -1: one per core, 0: none, next() decodes
-  int64_t limit = 0;        ///< images per epoch, the same ones in each (the first, or with shuffle a random choice); 0: all
-  bool drop_last = false;   ///< leave out a last batch that is not full
-  int64_t prefetch = 2;     ///< batches decoded ahead
+  int threads = -1;        ///< that decode; -1: one per core, 0: none, next() decodes
+  int64_t limit = 0;       ///< images per epoch, the same ones in each (the first, or with shuffle a random choice); 0: all
+  bool drop_last = false;  ///< leave out a last batch that is not full
+  int64_t prefetch = 2;    ///< batches decoded ahead
 };
 
 class Loader {

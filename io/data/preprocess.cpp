@@ -90,8 +90,8 @@ Preprocessor::Preprocessor(Preprocess kind, int64_t image_size) : kind_(kind), s
 }
 
 void Preprocessor::run(const Image& image, float* out, Rng* rng, PreprocessScratch& scratch) const {
-  DETENT_CHECK(image.height > 0 && image.width > 0 && static_cast<int64_t>(image.pixels.size()) == image.height * image.width * 3, "preprocess: an image of ",
-               image.height, "x", image.width, " with ", image.pixels.size(), " bytes");
+  DETENT_CHECK(image.height > 0 && image.width > 0 && static_cast<int64_t>(image.pixels.size()) == image.height * image.width * 3, "preprocess: an image of ", image.height, "x",
+               image.width, " with ", image.pixels.size(), " bytes");
   if (kind_ == Preprocess::keras) return keras(image, out, rng, scratch);
   const uint8_t* rgb = kind_ == Preprocess::torchvision ? torchvision(image, rng, scratch) : cifar(image, rng, scratch);
   for (int64_t i = 0; i < size_ * size_; ++i) {

@@ -13,8 +13,8 @@ void check(const char* name, const ImageView& in, int64_t height, int64_t width,
   constexpr int64_t kMaxSide = int64_t{1} << 31;
   DETENT_CHECK(in.height > 0 && in.width > 0 && in.height <= kMaxSide && in.width <= kMaxSide, name, ": the image is ", in.height, "x", in.width);
   DETENT_CHECK(height > 0 && width > 0 && height <= kMaxSide && width <= kMaxSide, name, ": a result of ", height, "x", width, " was asked for");
-  DETENT_CHECK(w.y >= 0 && w.x >= 0 && w.height > 0 && w.width > 0 && w.y + w.height <= height && w.x + w.width <= width, name, ": the window at ", w.y, ",",
-               w.x, " of ", w.height, "x", w.width, " is not inside ", height, "x", width);
+  DETENT_CHECK(w.y >= 0 && w.x >= 0 && w.height > 0 && w.width > 0 && w.y + w.height <= height && w.x + w.width <= width, name, ": the window at ", w.y, ",", w.x, " of ", w.height,
+               "x", w.width, " is not inside ", height, "x", width);
 }
 
 struct Tap {
@@ -76,32 +76,40 @@ PilWeights pil_weights(int64_t in, int64_t out, int64_t begin, int64_t outputs) 
 
 uint8_t rounded(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> PilWeights::kBits, 0, 255)); }
 
-// One row: out[x] = sum of weights * in[first + k].
-void pil_horizontal(const uint8_t* in, const PilWeights& p, int64_t outputs, uint8_t* out) {
+// out[y, x] = sum over k of weights * in[y, first + k], rows [begin, end) of `in`.
+void pil_horizontal(const ImageView& in, int64_t begin, int64_t end, const PilWeights& p, uint8_t* out) {
   constexpr int32_t kHalf = 1 << (PilWeights::kBits - 1);
-  for (int64_t x = 0; x < outputs; ++x) {
-    const uint8_t* s = in + p.first[static_cast<size_t>(x)] * 3;
-    const int32_t* w = p.weights.data() + x * p.size;
-    int32_t r = kHalf, g = kHalf, b = kHalf;
-    for (int64_t k = 0; k < p.count[static_cast<size_t>(x)]; ++k) {
-      r += s[3 * k] * w[k];
-      g += s[3 * k + 1] * w[k];
-      b += s[3 * k + 2] * w[k];
+  const auto outputs = static_cast<int64_t>(p.first.size());
+  for (int64_t y = begin; y < end; ++y) {
+    for (int64_t x = 0; x < outputs; ++x, out += 3) {
+      const uint8_t* s = in.pixels + y * in.row_bytes + p.first[static_cast<size_t>(x)] * 3;
+      const int32_t* w = p.weights.data() + x * p.size;
+      int32_t r = kHalf, g = kHalf, b = kHalf;
+      for (int64_t k = 0; k < p.count[static_cast<size_t>(x)]; ++k) {
+        r += s[3 * k] * w[k];
+        g += s[3 * k + 1] * w[k];
+        b += s[3 * k + 2] * w[k];
+      }
+      out[0] = rounded(r);
+      out[1] = rounded(g);
+      out[2] = rounded(b);
     }
-    out[3 * x] = rounded(r);
-    out[3 * x + 1] = rounded(g);
-    out[3 * x + 2] = rounded(b);
   }
 }
 
-void pil_vertical(const uint8_t* in, int64_t row_bytes, const PilWeights& p, int64_t y, int64_t bytes, std::vector<int32_t>& sums, uint8_t* out) {
-  sums.assign(static_cast<size_t>(bytes), 1 << (PilWeights::kBits - 1));
-  const int32_t* w = p.weights.data() + y * p.size;
-  for (int64_t k = 0; k < p.count[static_cast<size_t>(y)]; ++k) {
-    const uint8_t* s = in + k * row_bytes;
-    for (int64_t i = 0; i < bytes; ++i) sums[static_cast<size_t>(i)] += s[i] * w[k];
+// out[y, x] = sum over k of weights * in[first + k, x], columns [begin, end) of `in`.
+void pil_vertical(const ImageView& in, int64_t begin, int64_t end, const PilWeights& p, uint8_t* out) {
+  const int64_t bytes = (end - begin) * 3;
+  std::vector<int32_t> sums;
+  for (size_t y = 0; y < p.first.size(); ++y, out += bytes) {
+    sums.assign(static_cast<size_t>(bytes), 1 << (PilWeights::kBits - 1));
+    const int32_t* w = p.weights.data() + static_cast<int64_t>(y) * p.size;
+    for (int64_t k = 0; k < p.count[y]; ++k) {
+      const uint8_t* s = in.pixels + (p.first[y] + k) * in.row_bytes + begin * 3;
+      for (int64_t i = 0; i < bytes; ++i) sums[static_cast<size_t>(i)] += s[i] * w[k];
+    }
+    for (int64_t i = 0; i < bytes; ++i) out[i] = rounded(sums[static_cast<size_t>(i)]);
   }
-  for (int64_t i = 0; i < bytes; ++i) out[i] = rounded(sums[static_cast<size_t>(i)]);
 }
 
 }  // namespace
@@ -136,32 +144,39 @@ void resize_tf1_bilinear(const ImageView& in, int64_t height, int64_t width, con
 
 void resize_pil_bilinear(const ImageView& in, int64_t height, int64_t width, const Window& window, uint8_t* out, std::vector<uint8_t>& scratch) {
   check("resize (Pillow bilinear)", in, height, width, window);
-  const int64_t bytes = window.width * 3;
+  // A pass that would keep the size is left out, and the vertical one comes first when only it shrinks (as in Pillow 13).
   const bool horizontal = width != in.width, vertical = height != in.height;
-  const PilWeights rows = pil_weights(in.height, height, window.y, window.height);
-  // A pass that would keep the size is left out, as Pillow does.
-  const int64_t first = vertical ? rows.first.front() : window.y;
-  const int64_t last = vertical ? rows.first.back() + rows.count.back() : window.y + window.height;
-  const uint8_t* middle = in.pixels + first * in.row_bytes + (horizontal ? 0 : window.x * 3);
-  int64_t middle_row_bytes = in.row_bytes;
-  if (horizontal) {
-    const PilWeights columns = pil_weights(in.width, width, window.x, window.width);
-    uint8_t* dst = out;
-    if (vertical) {
-      scratch.resize(static_cast<size_t>((last - first) * bytes));
-      dst = scratch.data();
-    }
-    for (int64_t y = first; y < last; ++y) pil_horizontal(in.pixels + y * in.row_bytes, columns, window.width, dst + (y - first) * bytes);
-    middle = dst;
-    middle_row_bytes = bytes;
-  }
-  if (vertical) {
-    std::vector<int32_t> sums;
-    for (int64_t y = 0; y < window.height; ++y) {
-      pil_vertical(middle + (rows.first[static_cast<size_t>(y)] - first) * middle_row_bytes, middle_row_bytes, rows, y, bytes, sums, out + y * bytes);
-    }
-  } else if (!horizontal) {
-    for (int64_t y = 0; y < window.height; ++y) std::memcpy(out + y * bytes, middle + y * middle_row_bytes, static_cast<size_t>(bytes));
+  const bool vertical_first = vertical && width > in.width && height < in.height;
+  PilWeights rows = pil_weights(in.height, height, window.y, window.height);
+  PilWeights columns = pil_weights(in.width, width, window.x, window.width);
+  const auto resized_to = [&](int64_t h, int64_t w) {
+    scratch.resize(static_cast<size_t>(h * w * 3));
+    ImageView v;
+    v.pixels = scratch.data();
+    v.height = h;
+    v.width = w;
+    v.row_bytes = w * 3;
+    return v;
+  };
+  if (horizontal && vertical_first) {
+    const int64_t first = columns.first.front(), last = columns.first.back() + columns.count.back();
+    const ImageView middle = resized_to(window.height, last - first);
+    pil_vertical(in, first, last, rows, scratch.data());
+    for (int64_t& x : columns.first) x -= first;
+    pil_horizontal(middle, 0, window.height, columns, out);
+  } else if (horizontal && vertical) {
+    const int64_t first = rows.first.front(), last = rows.first.back() + rows.count.back();
+    const ImageView middle = resized_to(last - first, window.width);
+    pil_horizontal(in, first, last, columns, scratch.data());
+    for (int64_t& y : rows.first) y -= first;
+    pil_vertical(middle, 0, window.width, rows, out);
+  } else if (horizontal) {
+    pil_horizontal(in, window.y, window.y + window.height, columns, out);
+  } else if (vertical) {
+    pil_vertical(in, window.x, window.x + window.width, rows, out);
+  } else {
+    const auto bytes = static_cast<size_t>(window.width * 3);
+    for (int64_t y = 0; y < window.height; ++y) std::memcpy(out + static_cast<size_t>(y) * bytes, in.pixels + (window.y + y) * in.row_bytes + window.x * 3, bytes);
   }
 }
 

@@ -29,7 +29,9 @@ struct Window {
 void resize_tf1_bilinear(const ImageView& in, int64_t height, int64_t width, const Window& window, float* out);
 
 /// Pillow's BILINEAR (what torchvision's Resize does to a PIL image): triangle filter widened by the scale, weights of 22 fractional bits,
-/// rounded to a byte after the horizontal and again after the vertical pass. Bit-exact. out: u8 [window.height, window.width, 3].
+/// rounded to a byte after the horizontal and again after the vertical pass. The pixels are Pillow's
+/// to the bit; where width and height change by different factors its versions order the passes differently, and single pixels are one grey level apart.
+/// out: u8 [window.height, window.width, 3].
 void resize_pil_bilinear(const ImageView& in, int64_t height, int64_t width, const Window& window, uint8_t* out, std::vector<uint8_t>& scratch);
 
 }  // namespace detent::io

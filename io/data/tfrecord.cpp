@@ -85,13 +85,12 @@ int64_t read_tfrecord(const RandomAccessFile& file, int64_t offset, std::vector<
 }
 
 void read_tfrecord(const RandomAccessFile& file, int64_t offset, int64_t end, std::vector<uint8_t>& scratch, std::span<const uint8_t>& record) {
-  DETENT_CHECK(end - offset >= kHeader + kFooter && end <= file.size(), file.path(), ": record at offset ", offset, " to ", end,
-               ": the file has changed since it was opened");
+  DETENT_CHECK(end - offset >= kHeader + kFooter && end <= file.size(), file.path(), ": record at offset ", offset, " to ", end, ": the file has changed since it was opened");
   scratch.resize(static_cast<size_t>(end - offset));
   file.read(offset, scratch.data(), scratch.size());
   const int64_t length = checked_length(file, offset, scratch.data());
-  DETENT_CHECK(length == end - offset - kHeader - kFooter, file.path(), ": record at offset ", offset, ": its length has changed from ",
-               end - offset - kHeader - kFooter, " to ", length, " since the file was opened");
+  DETENT_CHECK(length == end - offset - kHeader - kFooter, file.path(), ": record at offset ", offset, ": its length has changed from ", end - offset - kHeader - kFooter, " to ",
+               length, " since the file was opened");
   check_data(file, offset, scratch.data() + kHeader, length);
   record = {scratch.data() + kHeader, static_cast<size_t>(length)};
 }

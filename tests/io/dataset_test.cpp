@@ -1,6 +1,7 @@
 #include "detent/tests/io/support.h"
 
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -55,8 +56,8 @@ std::string int_feature(const std::string& packed) { return field(3, field(1, pa
 }  // namespace
 
 TEST_CASE("an example written by hand is read, in any order and with other features") {
-  const std::string bytes = field(1, entry("image/class/label", int_feature("\x07")) + entry("other", field(2, field(1, std::string(8, '\0')))) +
-                                         entry("image/encoded", bytes_feature(std::string(300, 'j'))));
+  const std::string bytes = field(
+      1, entry("image/class/label", int_feature("\x07")) + entry("other", field(2, field(1, std::string(8, '\0')))) + entry("image/encoded", bytes_feature(std::string(300, 'j'))));
   const Example e = parse(bytes);
   CHECK(e.label == 7);
   CHECK(e.encoded == std::string(300, 'j'));
@@ -165,8 +166,8 @@ TEST_CASE("broken records are errors, or counted, reported once and skipped up t
   write_shard(dir / "train-0", {1, 2, 3, 4, 5, 6});
   write_shard(dir / "train-1", {11, 12, 13});
   std::string bytes = slurp(dir / "train-0");
-  const size_t size = bytes.size() / 6;  // equal records up to the label, which is one byte
-  bytes[2 * size + 100] ^= 1;            // data of record 3
+  const size_t size = bytes.size() / 6;                    // equal records up to the label, which is one byte
+  bytes[2 * size + 100] ^= 1;                              // data of record 3
   spill(dir / "train-0", bytes.substr(0, 5 * size + 20));  // and the last one is cut
   std::vector<std::string> log;
   const auto options = [&](int64_t skip) { return TfRecordOptions{.interleave = 1, .skip_bad_records = skip, .log = [&](const std::string& s) { log.push_back(s); }}; };

@@ -134,7 +134,11 @@ void check_damaged(Decode decode) {
 
 TEST_CASE("Pillow's bilinear resize to the bit, whole and in windows") {
   CHECK(for_each("pil", [](const Golden& g) {
-          const auto &n = g.numbers;
+          const auto& n = g.numbers;
+          CAPTURE(n[0]);
+          CAPTURE(n[1]);
+          CAPTURE(n[2]);
+          CAPTURE(n[3]);
           const Image in = picture(n[0], n[1]);
           std::vector<uint8_t> out(g.bytes.size()), scratch;
           resize_pil_bilinear(in, n[2], n[3], {0, 0, n[2], n[3]}, out.data(), scratch);
@@ -163,7 +167,7 @@ TEST_CASE("a crop is resized as if it were an image of its own") {
 
 TEST_CASE("TensorFlow 1's bilinear resize") {
   CHECK(for_each("tf1", [](const Golden& g) {
-          const auto &n = g.numbers;
+          const auto& n = g.numbers;
           std::vector<float> out(static_cast<size_t>(n[2] * n[3] * 3));
           resize_tf1_bilinear(picture(n[0], n[1]), n[2], n[3], {0, 0, n[2], n[3]}, out.data());
           CHECK(worst(out, g.floats()) < 2e-3);
@@ -177,9 +181,7 @@ TEST_CASE("TensorFlow 1's bilinear resize") {
 }
 
 TEST_CASE("evaluation preprocessing equals torchvision's and the Keras example's") {
-  CHECK(for_each("torchvision", [](const Golden& g) {
-          CHECK(worst(evaluate(Preprocess::torchvision, 32, picture(g.numbers[0], g.numbers[1])), g.floats()) < 1e-6);
-        }) == 4);
+  CHECK(for_each("torchvision", [](const Golden& g) { CHECK(worst(evaluate(Preprocess::torchvision, 32, picture(g.numbers[0], g.numbers[1])), g.floats()) < 1e-6); }) == 4);
   CHECK(for_each("keras", [](const Golden& g) { CHECK(worst(evaluate(Preprocess::keras, 32, picture(g.numbers[0], g.numbers[1])), g.floats()) < 2e-3); }) == 4);
   CHECK(for_each("cifar", [](const Golden& g) { CHECK(worst(evaluate(Preprocess::cifar, 0, picture(32, 32)), g.floats()) < 1e-6); }) == 1);
   CHECK(evaluate(Preprocess::cifar, 16, picture(40, 20)).size() == 16 * 16 * 3);
@@ -224,9 +226,9 @@ TEST_CASE("training crops stay inside, vary, and repeat with the same random num
           CHECK((v >= -2.2f && v <= 2.7f));
         }
       }
-      seen.insert(out);
+      if (i % 4 < 2) seen.insert(out);
     }
-    CHECK(seen.size() > 70);
+    CHECK(seen.size() == 40);
   }
 }
 
@@ -241,11 +243,11 @@ TEST_CASE("libjpeg gives Pillow's pixels") {
     return;
   }
   for (size_t i = 0; i + 1 < goldens().size(); ++i) {
-    const Golden &jpeg = goldens()[i], &pixels = goldens()[i + 1];
-    if (!jpeg.name.starts_with("jpeg-")) continue;
-    CAPTURE(jpeg.name);
+    const Golden &file = goldens()[i], &pixels = goldens()[i + 1];
+    if (!file.name.starts_with("jpeg-")) continue;
+    CAPTURE(file.name);
     Image image;
-    decode_jpeg(jpeg.data(), "golden", image);
+    decode_jpeg(file.data(), "golden", image);
     CHECK(image.height == pixels.numbers[0]);
     CHECK(image.width == pixels.numbers[1]);
     CHECK(std::equal(image.pixels.begin(), image.pixels.end(), pixels.data().begin(), pixels.data().end()));
@@ -255,11 +257,11 @@ TEST_CASE("libjpeg gives Pillow's pixels") {
 TEST_CASE("stb_image comes near Pillow's pixels") {
 #if DETENT_TEST_STB
   for (size_t i = 0; i + 1 < goldens().size(); ++i) {
-    const Golden &jpeg = goldens()[i], &pixels = goldens()[i + 1];
-    if (!jpeg.name.starts_with("jpeg-")) continue;
-    CAPTURE(jpeg.name);
+    const Golden &file = goldens()[i], &pixels = goldens()[i + 1];
+    if (!file.name.starts_with("jpeg-")) continue;
+    CAPTURE(file.name);
     Image image;
-    detail::decode_with_stb(jpeg.data(), "golden", image);
+    jpeg::decode_with_stb(file.data(), "golden", image);
     REQUIRE(image.pixels.size() == pixels.bytes.size());
     double sum = 0;
     for (size_t k = 0; k < image.pixels.size(); ++k) sum += std::abs(image.pixels[k] - pixels.data()[k]);
@@ -274,7 +276,7 @@ TEST_CASE("damaged, cut, foreign and lying JPEG files are errors that name their
 
 TEST_CASE("the same of stb_image") {
 #if DETENT_TEST_STB
-  check_damaged(detail::decode_with_stb);
+  check_damaged(jpeg::decode_with_stb);
 #else
   MESSAGE("skipped: built without stb_image");
 #endif
@@ -297,7 +299,7 @@ TEST_CASE("an encoded image comes back nearly as it was") {
   };
   check(encode_jpeg(smooth, 92));
 #if DETENT_TEST_STB
-  check(detail::encode_with_stb(smooth, 92));
+  check(jpeg::encode_with_stb(smooth, 92));
 #endif
   CHECK_THROWS_AS(encode_jpeg(Image{3, 3, {}}, 90), Error);
 }

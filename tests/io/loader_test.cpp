@@ -276,8 +276,8 @@ TEST_CASE("skipped records leave smaller batches and empty ones out") {
   LoaderOptions o = small(1);
   Loader single(std::make_shared<CountingDataset>(3), o);
   const Seen plain = drain(single);
-  CHECK(std::equal(plain.pixels.begin(), plain.pixels.begin() + 192, s.pixels.begin()));            // record 0
-  CHECK(std::equal(plain.pixels.begin() + 384, plain.pixels.end(), s.pixels.begin() + 192));        // record 2 moved up
+  CHECK(std::equal(plain.pixels.begin(), plain.pixels.begin() + 192, s.pixels.begin()));      // record 0
+  CHECK(std::equal(plain.pixels.begin() + 384, plain.pixels.end(), s.pixels.begin() + 192));  // record 2 moved up
 }
 
 TEST_CASE("a failing disk is never skipped") {
