@@ -1,0 +1,313 @@
+#include "flow.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "built_in.h"
+#include "detent/core/file.h"
+#include "detent/core/parallel.h"
+#include "detent/io/export.h"
+#include "detent/io/weights.h"
+#include "detent/nn/layers.h"
+#include "detent/nn/models/models.h"
+#include "detent/nn/passes/fold_batch_norm.h"
+#include "progress.h"
+
+namespace qat {
+
+using namespace detent;
+
+std::atomic<bool> stop_requested{false};
+
+namespace {
+
+constexpr float kFloatLearningRate = 1e-3f;
+
+double rate(int64_t images, double seconds) { return seconds > 0 ? static_cast<double>(images) / seconds : 0.0; }
+
+io::Preprocess default_preprocess(const std::string& arch) {
+  if (arch == "resnet50-v1") return io::Preprocess::keras;
+  return arch.ends_with("-cifar10") ? io::Preprocess::cifar : io::Preprocess::torchvision;
+}
+
+quant::QuantConfig load_config(const std::string& name) {
+  if (name.empty()) return quant::default_config();
+  if (file_exists(name)) return quant::parse_config(read_file(name, int64_t{64} << 20), name);
+  if (name.find('/') == std::string::npos && name.find('.') == std::string::npos) return quant::default_config(name);
+  fail("--config ", name, ": no such file");
+}
+
+// Line k of the log is step k: what was logged after the checkpoint is dropped, so that a resumed log equals an uninterrupted one.
+void trim_log(const std::string& path, int64_t steps) {
+  std::string kept;
+  if (steps > 0 && file_exists(path)) {
+    SequentialFile file(path);
+    std::string line;
+    for (int64_t i = 0; i < steps && file.read_line(line); ++i) kept += line + "\n";
+  }
+  write_file_atomically(path, std::string_view(kept));
+}
+
+void check_writable(const std::string& folder) { const AtomicFile probe(join_path(folder, ".writable")); }
+
+// Removes a log that a failed run would leave half-written.
+struct LogGuard {
+  std::string path;
+  bool keep = false;
+  ~LogGuard() {
+    if (keep) return;
+    try {
+      if (file_exists(path)) remove_file(path);
+    } catch (const Error&) {
+    }
+  }
+};
+
+}  // namespace
+
+Flow::Flow(Options options) : o_(std::move(options)) {
+  set_num_threads(o_.threads);
+  DETENT_CHECK(o_.device != "cuda" || device_available({DeviceType::cuda, 0}), "--device cuda: no CUDA device can be used here; give --device cpu");
+}
+
+Flow::~Flow() = default;
+
+std::string Flow::path(const std::string& suffix) const { return join_path(o_.output, o_.prefix + suffix); }
+
+void Flow::open_data() {
+  const std::string folder = o_.built_in() ? built_in_data(o_.quiet) : o_.data;
+  const auto log = [this](const std::string& line) { say(o_.quiet, line); };
+  constexpr int64_t kCacheBytes = int64_t{512} << 20;  // small sets are decoded once
+  train_set_ = std::make_shared<io::TfRecordDataset>(folder, "train", io::TfRecordOptions{.skip_bad_records = o_.skip_bad_records, .log = log, .cache_bytes = kCacheBytes});
+  valid_set_ = std::make_shared<io::TfRecordDataset>(folder, "valid", io::TfRecordOptions{.cache_bytes = kCacheBytes});
+}
+
+void Flow::build_network() {
+  shape_ = nn::models::published(o_.arch);
+  if (o_.built_in()) shape_ = {kBuiltInClasses, kBuiltInImageSize};
+  if (o_.classes) shape_.classes = o_.classes;
+  if (o_.image_size) shape_.image_size = o_.image_size;
+  preprocess_ = o_.preprocess.value_or(o_.built_in() ? io::Preprocess::cifar : default_preprocess(o_.arch));
+  net_ = nn::models::make(o_.arch, shape_);
+}
+
+io::LoaderOptions Flow::loader_options(bool training) const {
+  return {.batch = training ? o_.batch : o_.eval_batch,
+          .shuffle = training,
+          .augment = training,
+          .seed = o_.seed,
+          .preprocess = preprocess_,
+          .image_size = shape_.image_size,
+          .label_offset = o_.label_offset,
+          .classes = shape_.classes,
+          .threads = o_.threads,
+          .limit = training ? 0 : o_.eval_samples};
+}
+
+nn::Accuracy Flow::validate(const std::string& stage) {
+  io::Loader loader(valid_set_, loader_options(false));
+  Progress progress("evaluate " + stage, loader.images(), o_.quiet);
+  const nn::Accuracy a = nn::evaluate(net_, loader, [&](int64_t done) { progress.update(done); });
+  report_.accuracy[stage] = a;
+  report_.images["valid"] = a.images;
+  report_.images_per_second[sim_ ? "eval_quantized" : "eval_float"] = rate(a.images, progress.seconds());
+  return a;
+}
+
+void Flow::fold() {
+  const auto folded = nn::fold_batch_norms(net_);
+  if (!folded.empty()) say(o_.quiet, text("folded ", folded.size(), " batch norms"));
+}
+
+void Flow::quantize() {
+  sim_ = std::make_unique<quant::QuantSim>(net_, quant::QuantSimOptions{.scheme = o_.scheme,
+                                                                        .param_bits = o_.param_bits,
+                                                                        .output_bits = o_.output_bits,
+                                                                        .config = load_config(o_.config),
+                                                                        .range_rule = o_.range_rule,
+                                                                        .range_learning_rate = o_.range_lr_scale,
+                                                                        .estimator = {}});
+  const quant::QuantizerCounts n = sim_->counts();
+  say(o_.quiet, text("placed ", n.weight, " weight, ", n.activation, " activation and ", n.bias, " bias quantizers"));
+  if (n.weight + n.activation + n.bias == 0) say(false, "warning: the configuration leaves nothing quantized");
+}
+
+// Few steps fit a first run: AdamW with warm-up and a cosine, residual branches silent at first.
+void Flow::train_built_in() {
+  const std::string cached = join_path(cache_folder(), text("float-", o_.arch, "-", o_.float_steps, "-", o_.seed, "-", o_.batch, ".safetensors"));
+  if (file_exists(cached)) {
+    say(o_.quiet, "float weights from " + cached);
+    return io::load_weights(net_, cached);
+  }
+  nn::initialize(net_, {.seed = o_.seed, .zero_last_norm_scale = true});
+  nn::Adam adam({.learning_rate = kFloatLearningRate, .weight_decay = 0.05f, .decoupled = true});
+  nn::Trainer trainer(net_, adam, {.kind = nn::Schedule::Kind::cosine, .base = kFloatLearningRate, .warmup_steps = o_.float_steps / 10, .total_steps = o_.float_steps});
+  io::LoaderOptions options = loader_options(true);
+  options.drop_last = true;
+  io::Loader loader(train_set_, options);
+  Progress bar("train float", o_.float_steps * o_.batch, o_.quiet);
+  for (int64_t step = 0; step < o_.float_steps;) {
+    for (const io::Batch& b : loader) {
+      const nn::StepInfo info = trainer.step(b.images, b.labels);
+      step = info.step;
+      bar.update(step * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
+      if (stop_requested.load()) fail("stopped while the float network was trained; run again to start it anew");
+      if (step == o_.float_steps) break;
+    }
+  }
+  report_.images["train"] = loader.images();
+  report_.images_per_second["train_float"] = rate(o_.float_steps * o_.batch, bar.seconds());
+  make_folders(cache_folder());
+  io::save_weights(net_, cached);
+}
+
+void Flow::calibrate() {
+  io::LoaderOptions options = loader_options(true);
+  options.batch = o_.eval_batch;
+  options.augment = false;
+  options.limit = o_.calibration_samples;
+  io::Loader loader(train_set_, options);
+  Progress progress("calibrate", loader.images(), o_.quiet);
+  int64_t done = 0;
+  sim_->compute_encodings([&] {
+    for (const io::Batch& b : loader) {
+      net_(b.images);
+      progress.update(done += b.images.dim(0));
+    }
+  });
+  report_.images["calibration"] = done;
+  report_.unseen = sim_->unseen();
+  for (const std::string& name : report_.unseen) say(false, "warning: the quantizer of \"" + name + "\" never saw data and stays off");
+}
+
+void Flow::save(const io::Progress& progress) {
+  const std::string file = join_path(o_.output, io::checkpoint_name(o_.prefix, progress.step));
+  io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress);
+  io::prune_checkpoints(o_.output, o_.prefix, o_.keep_checkpoints);
+  saved_checkpoint_ = true;
+}
+
+bool Flow::train() {
+  io::Loader loader(train_set_, loader_options(true));
+  report_.images["train"] = loader.images();
+  const int64_t per_epoch = loader.batches();
+  int64_t total = per_epoch * o_.epochs;
+  if (o_.max_steps) total = std::min(total, o_.max_steps);
+  nn::Trainer trainer(net_, *sgd_, {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * per_epoch});
+  trainer.set_steps_done(progress_.step);
+
+  make_folders(o_.output);
+  LogGuard guard{path(".log.jsonl"), progress_.step > 0};
+  trim_log(guard.path, progress_.step);
+  OutputFile log(guard.path, FileSystem::Open::append);
+  Progress bar("train", total * o_.batch, o_.quiet);
+  const int64_t first = progress_.step;
+  int64_t images = 0;
+  while (progress_.step < total) {
+    loader.seek(progress_.epoch, progress_.batch);
+    io::Batch batch;
+    while (progress_.step < total && loader.next(batch)) {
+      const nn::StepInfo info = trainer.step(batch.images, batch.labels);
+      progress_.step = info.step;
+      progress_.batch = batch.index + 1;
+      images += info.images;
+      log.write(nlohmann::ordered_json{{"step", info.step}, {"loss", info.loss}, {"lr", info.learning_rate}}.dump() + "\n");
+      bar.update((info.step - first) * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
+      const bool stop = stop_requested.load();
+      if (stop || (o_.checkpoint_every && info.step % o_.checkpoint_every == 0)) {
+        log.sync();
+        guard.keep = true;
+        progress_.report = report_.to_json();
+        save(progress_);
+      }
+      if (stop) {
+        say(false, text("stopped after step ", info.step, "; continue with --resume ", join_path(o_.output, io::checkpoint_name(o_.prefix, info.step)), " (or --resume auto)"));
+        return false;
+      }
+    }
+    if (progress_.step >= total) break;
+    ++progress_.epoch;
+    progress_.batch = 0;
+  }
+  log.close();
+  guard.keep = true;
+  report_.seconds["qat_train"] += bar.seconds();
+  report_.images_per_second["train_qat"] = rate(images, bar.seconds());
+  report_.waiting_share = bar.seconds() > 0 ? loader.seconds_waiting() / bar.seconds() : 0.0;
+  report_.bad_records = train_set_->bad_records();
+  return true;
+}
+
+void Flow::resume() {
+  if (o_.resume.empty()) return;
+  std::vector<std::string> skipped;
+  resume_from_ = o_.resume == "auto" ? io::newest_good_checkpoint(o_.output, o_.prefix, &skipped) : o_.resume;
+  for (const std::string& s : skipped) say(false, "warning: " + s);
+  if (resume_from_.empty()) return say(o_.quiet, "no checkpoint to resume from: starting anew");
+  const io::Progress p = io::read_progress(resume_from_);
+  const auto then = nlohmann::json::parse(p.options, nullptr, false), now = nlohmann::json::parse(resume_key(o_));
+  DETENT_CHECK(then.is_object(), "--resume ", resume_from_, ": its options cannot be read");
+  for (const auto& [key, value] : now.items()) {
+    DETENT_CHECK(then.contains(key) && then[key] == value, "--resume ", resume_from_, ": it was written with --", key, " ", then.value(key, nlohmann::json()).dump(), ", this run has ", value.dump(),
+                 "; give the same options");
+  }
+}
+
+void Flow::finish() {
+  io::ExportOptions options{.folder = o_.output, .prefix = o_.prefix, .encodings_version = o_.encodings_version};
+  std::vector<std::string> files = io::export_quantized(*sim_, options);
+  if (o_.epochs > 0) files.push_back(o_.prefix + ".log.jsonl");
+  files.push_back(o_.prefix + ".summary.json");
+  write_file_atomically(path(".summary.json"), std::string_view(summary_json(report_, o_, "cpu", sim_->counts(), files)));
+  std::string out = table(report_, o_);
+  if (o_.print_quantizers) out += "\n" + sim_->table();
+  out += "\nwritten to " + o_.output + ":";
+  for (const std::string& f : files) out += " " + f;
+  std::printf("%s\n", out.c_str());
+}
+
+int Flow::run() {
+  resume();
+  open_data();
+  build_network();
+  progress_.options = resume_key(o_);
+  make_folders(o_.output);
+  check_writable(o_.output);
+  sgd_ = std::make_unique<nn::Sgd>(nn::Sgd::Options{.learning_rate = o_.lr, .momentum = o_.momentum, .weight_decay = o_.weight_decay});
+  if (!resume_from_.empty()) {
+    fold();
+    quantize();
+    progress_ = io::load_checkpoint(resume_from_, net_, sim_.get(), *sgd_);
+    report_ = Report::from_json(progress_.report);
+    report_.resumed_from_step = progress_.step;
+    say(o_.quiet, text("resumed from ", resume_from_));
+  } else {
+    using Clock = std::chrono::steady_clock;
+    const auto since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+    auto start = Clock::now();
+    if (o_.built_in()) {
+      train_built_in();
+    } else {
+      io::load_weights(net_, o_.weights);
+    }
+    validate("float");
+    fold();
+    validate("folded");
+    report_.seconds["float"] = since(start);
+    start = Clock::now();
+    quantize();
+    calibrate();
+    validate("ptq");
+    report_.seconds["ptq"] = since(start);
+  }
+  if (o_.epochs > 0) {
+    if (!train()) return 3;
+    validate("qat");
+  }
+  finish();
+  return 0;
+}
+
+}  // namespace qat

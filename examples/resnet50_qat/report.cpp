@@ -1,0 +1,81 @@
+#include "report.h"
+
+#include <sys/resource.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+namespace qat {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr const char* kStages[] = {"float", "folded", "ptq", "qat"};
+
+}  // namespace
+
+std::string Report::to_json() const {
+  Json j;
+  for (const auto& [stage, a] : accuracy) j["accuracy"][stage] = {a.images, a.correct1, a.correct5};
+  j["seconds"] = seconds;
+  j["images_per_second"] = images_per_second;
+  j["images"] = images;
+  j["unseen"] = unseen;
+  return j.dump();
+}
+
+Report Report::from_json(const std::string& text) {
+  const Json j = Json::parse(text);
+  Report r;
+  for (const auto& [stage, a] : j.value("accuracy", Json::object()).items()) r.accuracy[stage] = {a.at(0).get<int64_t>(), a.at(1).get<int64_t>(), a.at(2).get<int64_t>()};
+  r.seconds = j.at("seconds").get<std::map<std::string, double>>();
+  r.images_per_second = j.at("images_per_second").get<std::map<std::string, double>>();
+  r.images = j.at("images").get<std::map<std::string, int64_t>>();
+  r.unseen = j.at("unseen").get<std::vector<std::string>>();
+  return r;
+}
+
+std::string table(const Report& r, const Options& o) {
+  const std::string bits = detent::text("W", o.param_bits, "A", o.output_bits);
+  const std::map<std::string, std::string> labels = {{"float", "float"}, {"folded", "batch norms folded"}, {"ptq", "quantized " + bits + ", calibrated"}, {"qat", "quantized " + bits + ", trained"}};
+  std::string out = "network                        top-1      top-5     images\n";
+  for (const char* stage : kStages) {
+    const auto it = r.accuracy.find(stage);
+    if (it == r.accuracy.end()) continue;
+    char line[128];
+    std::snprintf(line, sizeof line, "%-28s %6.2f %%   %6.2f %%   %8lld\n", labels.at(stage).c_str(), 100.0 * it->second.top1(), 100.0 * it->second.top5(), static_cast<long long>(it->second.images));
+    out += line;
+  }
+  return out;
+}
+
+std::string summary_json(const Report& r, const Options& o, const std::string& device, detent::quant::QuantizerCounts counts, const std::vector<std::string>& files) {
+  Json j;
+  j["format"] = 1;
+  j["arch"] = o.arch;
+  j["device"] = device;
+  j["threads"] = o.threads;
+  j["seed"] = o.seed;
+  j["quant_scheme"] = detent::quant::to_string(o.scheme);
+  j["param_bw"] = o.param_bits;
+  j["output_bw"] = o.output_bits;
+  j["images"] = r.images;
+  j["accuracy"] = Json::object();
+  for (const char* stage : kStages) {
+    const auto it = r.accuracy.find(stage);
+    if (it != r.accuracy.end()) j["accuracy"][stage] = {{"top1", it->second.top1()}, {"top5", it->second.top5()}, {"images", it->second.images}};
+  }
+  j["quantizers"] = {{"weight", counts.weight}, {"activation", counts.activation}, {"bias", counts.bias}};
+  j["quantizers_without_data"] = r.unseen;
+  j["resumed_from_step"] = r.resumed_from_step;
+  j["seconds"] = r.seconds;
+  j["images_per_second"] = r.images_per_second;
+  j["share_of_training_waiting_for_data"] = r.waiting_share;
+  j["bad_records_skipped"] = r.bad_records;
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  j["peak_rss_bytes"] = static_cast<int64_t>(usage.ru_maxrss) * 1024;
+  j["files"] = files;
+  return j.dump(1) + "\n";
+}
+
+}  // namespace qat

@@ -1,0 +1,32 @@
+// What a run found out: kept in checkpoints, printed as the final table, written as PREFIX.summary.json.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "detent/nn/train.h"
+#include "options.h"
+
+namespace qat {
+
+struct Report {
+  std::map<std::string, detent::nn::Accuracy> accuracy;   ///< "float", "folded", "ptq", "qat"
+  std::map<std::string, double> seconds;                  ///< "float", "ptq", "qat_train"
+  std::map<std::string, double> images_per_second;        ///< "eval_float", "eval_quantized", "train_float", "train_qat"
+  std::map<std::string, int64_t> images;                  ///< "train", "valid", "calibration"
+  double waiting_share = 0.0;                             ///< of training time, for data
+  std::vector<std::string> unseen;                        ///< quantizers that no calibration image reached
+  int64_t resumed_from_step = 0;
+  int64_t bad_records = 0;
+
+  std::string to_json() const;
+  static Report from_json(const std::string& text);
+};
+
+/// The final table.
+std::string table(const Report& report, const Options& options);
+/// PREFIX.summary.json (design: format 1).
+std::string summary_json(const Report& report, const Options& options, const std::string& device, detent::quant::QuantizerCounts counts, const std::vector<std::string>& files);
+
+}  // namespace qat

@@ -1,0 +1,25 @@
+#include "detent/io/export.h"
+
+#include "detent/core/file.h"
+#include "detent/io/encodings.h"
+#include "detent/io/weights.h"
+
+namespace detent {
+
+namespace io {
+
+std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOptions& o) {
+  make_folders(o.folder);
+  const std::string weights = o.prefix + ".safetensors", encodings = o.prefix + ".encodings";
+  save_weights(sim.graph(), join_path(o.folder, weights));
+  write_file_atomically(join_path(o.folder, encodings), std::string_view(write_encodings(sim.encodings(), o.encodings_version)));
+  return {weights, encodings};
+}
+
+}  // namespace io
+
+std::vector<std::string> quant::QuantSim::export_to(const std::string& folder, const std::string& prefix, const std::string& encodings_version) {
+  return io::export_quantized(*this, {.folder = folder, .prefix = prefix, .encodings_version = encodings_version});
+}
+
+}  // namespace detent

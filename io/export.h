@@ -1,0 +1,20 @@
+// What a quantized network leaves on disk. QuantSim::export_to (quant/quantsim.h) is defined here.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "detent/quant/quantsim.h"
+
+namespace detent::io {
+
+struct ExportOptions {
+  std::string folder = ".";
+  std::string prefix = "model";
+  std::string encodings_version = "1.0.0";
+};
+
+/// Writes PREFIX.safetensors (the float weights as they are) and PREFIX.encodings, each complete or not at all. Returns the file names in order.
+std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOptions& options);
+
+}  // namespace detent::io
