@@ -1,0 +1,176 @@
+// Pooling and resizing against their definitions in double.
+#include "detent/tests/support/gradcheck.h"
+
+using namespace detent;
+using namespace detent::test;
+
+namespace {
+
+struct Row {
+  const char* name;
+  Shape x;
+  PoolSpec spec;
+  int64_t oh, ow;
+};
+
+const std::vector<Row>& rows() {
+  static const std::vector<Row> table = {
+      {"2x2", {2, 4, 6, 3}, {.kernel = {2, 2}, .stride = {2, 2}, .padding = {}}, 2, 3},
+      {"3x3 stride 2 padding 1", {1, 7, 8, 5}, {.kernel = {3, 3}, .stride = {2, 2}, .padding = {1, 1, 1, 1}}, 4, 4},
+      {"overlapping", {1, 5, 5, 17}, {.kernel = {3, 3}, .stride = {1, 1}, .padding = {1, 1, 1, 1}}, 5, 5},
+      {"uneven", {2, 6, 5, 2}, {.kernel = {3, 2}, .stride = {2, 1}, .padding = {2, 0, 1, 1}}, 4, 5},
+      {"ceil", {1, 6, 7, 3}, {.kernel = {3, 2}, .stride = {2, 2}, .padding = {}, .ceil_mode = true}, 3, 4},
+      {"ceil, last window dropped", {1, 5, 5, 2}, {.kernel = {2, 2}, .stride = {3, 3}, .padding = {1, 1, 1, 1}, .ceil_mode = true}, 2, 2},
+      {"ceil with padding", {1, 6, 6, 2}, {.kernel = {3, 3}, .stride = {2, 2}, .padding = {1, 1, 1, 1}, .ceil_mode = true}, 4, 4},
+      {"include pad", {1, 5, 6, 2}, {.kernel = {3, 3}, .stride = {2, 2}, .padding = {1, 1, 1, 1}, .count_include_pad = true}, 3, 3},
+      {"include pad, ceil", {1, 6, 6, 2}, {.kernel = {3, 3}, .stride = {2, 2}, .padding = {1, 1, 1, 1}, .ceil_mode = true, .count_include_pad = true}, 4, 4},
+      {"whole image", {3, 4, 5, 7}, {.kernel = {4, 5}, .stride = {1, 1}, .padding = {}}, 1, 1},
+  };
+  return table;
+}
+
+// Calls fn(y index, channel, values of x in the window, cells of the window within x and its explicit padding).
+template <class Fn>
+void each_window(const Array& x, const Row& r, Fn&& fn) {
+  const PoolSpec& s = r.spec;
+  int64_t out = 0;
+  for (int64_t n = 0; n < x.shape[0]; ++n)
+    for (int64_t i = 0; i < r.oh; ++i)
+      for (int64_t j = 0; j < r.ow; ++j)
+        for (int64_t c = 0; c < x.shape[3]; ++c, ++out) {
+          std::vector<double> values;
+          int64_t cells = 0;
+          for (int64_t a = 0; a < s.kernel[0]; ++a)
+            for (int64_t b = 0; b < s.kernel[1]; ++b) {
+              const int64_t h = i * s.stride[0] - s.padding.top + a * s.dilation[0], w = j * s.stride[1] - s.padding.left + b * s.dilation[1];
+              if (h < x.shape[1] + s.padding.bottom && w < x.shape[2] + s.padding.right) ++cells;
+              if (h >= 0 && w >= 0 && h < x.shape[1] && w < x.shape[2]) values.push_back(x.at({n, h, w, c}));
+            }
+          fn(out, values, cells);
+        }
+}
+
+}  // namespace
+
+TEST_CASE("max_pool_matches_its_definition") {
+  std::vector<Row> all = rows();
+  all.push_back({"dilated", {1, 7, 7, 3}, {.kernel = {2, 2}, .stride = {1, 2}, .padding = {1, 1, 1, 1}, .dilation = {2, 3}}, 7, 3});
+  for (const Row& r : all) {
+    CHECK_MESSAGE(pool_shape("max_pool", r.x, r.spec) == Shape({r.x[0], r.oh, r.ow, r.x[3]}), r.name);
+    gradcheck({.name = text("max_pool ", r.name),
+               .inputs = {distinct_array(r.x, 3)},
+               .op = [&r](std::span<const Var> v) { return max_pool(v[0], r.spec); },
+               .reference =
+                   [&r](const std::vector<Array>& v) {
+                     Array y(Shape{r.x[0], r.oh, r.ow, r.x[3]});
+                     each_window(v[0], r, [&](int64_t at, const std::vector<double>& values, int64_t) { y[at] = *std::max_element(values.begin(), values.end()); });
+                     return y;
+                   },
+               .terms = 9});
+  }
+}
+
+TEST_CASE("max_pool_gives_a_tie_to_the_first") {
+  Tape tape;
+  const Var x = tape.watch(Tensor::full(Shape{1, 2, 2, 1}, 3.0f));
+  const Var y = max_pool(x, {.kernel = {2, 2}, .padding = {}});
+  tape.backward(y, Tensor::full(y.shape(), 1.0f));
+  CHECK(tape.grad(x).to_vector<float>() == std::vector<float>{1, 0, 0, 0});
+}
+
+TEST_CASE("average_pool_matches_its_definition") {
+  for (const Row& r : rows()) {
+    gradcheck({.name = text("average_pool ", r.name),
+               .inputs = {random_array(r.x, 3)},
+               .op = [&r](std::span<const Var> v) { return average_pool(v[0], r.spec); },
+               .reference =
+                   [&r](const std::vector<Array>& v) {
+                     Array y(Shape{r.x[0], r.oh, r.ow, r.x[3]});
+                     each_window(v[0], r, [&](int64_t at, const std::vector<double>& values, int64_t cells) {
+                       for (const double x : values) y[at] += x / static_cast<double>(r.spec.count_include_pad ? cells : static_cast<int64_t>(values.size()));
+                     });
+                     return y;
+                   },
+               .terms = 20});
+  }
+}
+
+TEST_CASE("global_average_pool_keeps_its_axes") {
+  gradcheck({.name = "global_average_pool",
+             .inputs = {random_array(Shape{2, 7, 7, 19}, 3)},
+             .op = [](std::span<const Var> v) { return global_average_pool(v[0]); },
+             .reference =
+                 [](const std::vector<Array>& v) {
+                   Array y(Shape{2, 1, 1, 19});
+                   for (int64_t i = 0; i < v[0].size(); ++i) y[i / (49 * 19) * 19 + i % 19] += v[0][i] / 49.0;
+                   return y;
+                 },
+             .terms = 49});
+}
+
+TEST_CASE("pool_shapes_that_make_no_sense_are_errors") {
+  CHECK_THROWS_WITH_AS(pool_shape("max_pool", Shape{1, 2, 2, 1}, {.kernel = {3, 3}, .padding = {}}), doctest::Contains("max_pool: the window of 3 does not fit into x [1,2,2,1]"), Error);
+  CHECK_THROWS_WITH_AS(pool_shape("max_pool", Shape{1, 2, 2, 1}, {.kernel = {1, 1}, .padding = {1, 0, 0, 0}}), doctest::Contains("smaller than the window of 1"), Error);
+  CHECK_THROWS_WITH_AS(pool_shape("average_pool", Shape{1, 2, 2, 1}, {.kernel = {1, 1}, .stride = {0, 1}, .padding = {}}), doctest::Contains("stride 0"), Error);
+}
+
+namespace {
+
+double source(double out, double in_size, double out_size, ResizeCoordinates c) {
+  const double scale = out_size / in_size;
+  switch (c) {
+    case ResizeCoordinates::half_pixel: return (out + 0.5) / scale - 0.5;
+    case ResizeCoordinates::pytorch_half_pixel: return out_size > 1 ? (out + 0.5) / scale - 0.5 : 0.0;
+    case ResizeCoordinates::asymmetric: return out / scale;
+    case ResizeCoordinates::align_corners: return out_size > 1 ? out * (in_size - 1) / (out_size - 1) : 0.0;
+  }
+  return 0.0;
+}
+
+double clamped(const Array& x, int64_t n, int64_t h, int64_t w, int64_t c) {
+  return x.at({n, std::clamp<int64_t>(h, 0, x.shape[1] - 1), std::clamp<int64_t>(w, 0, x.shape[2] - 1), c});
+}
+
+Array resize_reference(const Array& x, const ResizeSpec& s) {
+  Array y(Shape{x.shape[0], s.height, s.width, x.shape[3]});
+  int64_t out = 0;
+  for (int64_t n = 0; n < x.shape[0]; ++n)
+    for (int64_t i = 0; i < s.height; ++i)
+      for (int64_t j = 0; j < s.width; ++j)
+        for (int64_t c = 0; c < x.shape[3]; ++c) {
+          double h = source(static_cast<double>(i), static_cast<double>(x.shape[1]), static_cast<double>(s.height), s.coordinates);
+          double w = source(static_cast<double>(j), static_cast<double>(x.shape[2]), static_cast<double>(s.width), s.coordinates);
+          if (s.mode == ResizeMode::nearest) {
+            const auto round = [&](double v) { return static_cast<int64_t>(s.nearest_floor ? std::floor(v) : std::ceil(v - 0.5)); };
+            y[out++] = clamped(x, n, round(h), round(w), c);
+          } else {
+            const double fh = h - std::floor(h), fw = w - std::floor(w);
+            const auto h0 = static_cast<int64_t>(std::floor(h)), w0 = static_cast<int64_t>(std::floor(w));
+            y[out++] = (1 - fh) * ((1 - fw) * clamped(x, n, h0, w0, c) + fw * clamped(x, n, h0, w0 + 1, c)) +
+                       fh * ((1 - fw) * clamped(x, n, h0 + 1, w0, c) + fw * clamped(x, n, h0 + 1, w0 + 1, c));
+          }
+        }
+  return y;
+}
+
+}  // namespace
+
+TEST_CASE("resize_matches_onnx_resize") {
+  const int64_t sizes[][4] = {{4, 6, 8, 12}, {5, 3, 7, 8}, {8, 8, 4, 4}, {3, 5, 1, 1}, {4, 4, 3, 9}, {1, 2, 5, 5}};
+  for (const auto& [h, w, oh, ow] : sizes) {
+    for (const ResizeMode mode : {ResizeMode::nearest, ResizeMode::bilinear}) {
+      for (const ResizeCoordinates c :
+           {ResizeCoordinates::half_pixel, ResizeCoordinates::asymmetric, ResizeCoordinates::align_corners, ResizeCoordinates::pytorch_half_pixel}) {
+        for (const bool floors : {true, false}) {
+          if (mode == ResizeMode::bilinear && !floors) continue;
+          const ResizeSpec spec{oh, ow, mode, c, floors};
+          gradcheck({.name = text("resize ", h, "x", w, " to ", oh, "x", ow, mode == ResizeMode::nearest ? " nearest" : " bilinear", " coordinates ", static_cast<int>(c), " floor ", floors),
+                     .inputs = {random_array(Shape{2, h, w, 3}, 3)},
+                     .op = [&spec](std::span<const Var> v) { return resize(v[0], spec); },
+                     .reference = [&spec](const std::vector<Array>& v) { return resize_reference(v[0], spec); },
+                     .terms = 16});
+        }
+      }
+    }
+  }
+}
