@@ -25,7 +25,7 @@ struct Padding2d {
 
 struct Conv2dSpec {
   int64_t stride[2] = {1, 1};
-  Padding2d padding;
+  Padding2d padding = {};
   int64_t dilation[2] = {1, 1};
   int64_t groups = 1;
   /// Fused clamp of the result; ReLU is [0, inf). Its gradient is that of clip().
@@ -112,7 +112,7 @@ Var transpose(const Var& x, std::span<const int> permutation);
 struct PoolSpec {
   int64_t kernel[2] = {1, 1};
   int64_t stride[2] = {1, 1};
-  Padding2d padding;
+  Padding2d padding = {};
   int64_t dilation[2] = {1, 1};
   bool ceil_mode = false;          ///< round the extent up, as long as the last window starts inside x or its leading padding
   bool count_include_pad = false;  ///< average pool only

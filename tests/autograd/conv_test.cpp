@@ -39,7 +39,7 @@ const std::vector<Row>& rows() {
   static const std::vector<Row> table = {
       {"1x1", {2, 3, 3, 5}, {7, 1, 1, 5}, {}, 3, 3, true},
       {"1x1 wide", {1, 3, 2, 65}, {67, 1, 1, 65}, {}, 3, 2, true},
-      {"1x1 stride 2", {1, 5, 4, 3}, {4, 1, 1, 3}, {.stride = {2, 2}, .padding = {}}, 3, 2, false},
+      {"1x1 stride 2", {1, 5, 4, 3}, {4, 1, 1, 3}, {.stride = {2, 2}}, 3, 2, false},
       {"3x3 same", {2, 5, 4, 3}, {8, 3, 3, 3}, {.padding = {1, 1, 1, 1}}, 5, 4, true},
       {"3x3 stride 2", {1, 7, 6, 4}, {5, 3, 3, 4}, {.stride = {2, 2}, .padding = {1, 1, 1, 1}}, 4, 3, true},
       {"3x3 stride 2, padding after (TensorFlow SAME)", {1, 6, 6, 2}, {3, 3, 3, 2}, {.stride = {2, 2}, .padding = {0, 0, 1, 1}}, 3, 3, false},
