@@ -10,7 +10,7 @@
 namespace detent::cpu {
 namespace {
 
-constexpr int64_t kBlocksPerTask = 16;
+constexpr int64_t kBlocksPerTask = 32;
 constexpr int64_t kWide = 128;
 
 struct Layout {
@@ -24,7 +24,7 @@ struct Layout {
   Layout(int64_t rows_, int64_t c_) : rows(rows_), c(c_) {
     join = c > 0 && c < kWide ? kWide / c : 1;
     width = c * join;
-    block_rows = std::clamp<int64_t>(16384 / std::max<int64_t>(c, 1), 32, 1024) / join * join;
+    block_rows = std::clamp<int64_t>(8192 / std::max<int64_t>(c, 1), 32, 1024) / join * join;
     if (block_rows == 0) block_rows = join;
     task_rows = block_rows * kBlocksPerTask;
     tasks = (rows + task_rows - 1) / task_rows;
@@ -37,7 +37,9 @@ using Floats = std::vector<float>;
 template <class T>
 Floats widen(const T* v, const Layout& l) {
   Floats w(static_cast<size_t>(l.width));
-  for (int64_t k = 0; k < l.width; ++k) w[static_cast<size_t>(k)] = static_cast<float>(v[k % l.c]);
+  for (int64_t k = 0; k < l.width; k += l.c) {
+    for (int64_t j = 0; j < l.c; ++j) w[static_cast<size_t>(k + j)] = static_cast<float>(v[j]);
+  }
   return w;
 }
 
@@ -78,8 +80,12 @@ void block_moments(const Layout& l, const float* x, int64_t begin, int64_t end, 
   sum->assign(sum->size(), 0.0f);
   wide_rows(l, begin, end, [&](int64_t row, int64_t n, int64_t width) { k.add_rows(x + row * l.c, width, n, width, sum->data()); });
   fold(*sum, l, out->mean.data());
-  for (double& m : out->mean) m /= static_cast<double>(end - begin);
-  for (int64_t j = 0; j < l.width; ++j) (*centre)[static_cast<size_t>(j)] = static_cast<float>(out->mean[static_cast<size_t>(j % l.c)]);
+  const double scale = 1.0 / static_cast<double>(end - begin);
+  for (int64_t j = 0; j < l.c; ++j) {
+    out->mean[static_cast<size_t>(j)] *= scale;
+    (*centre)[static_cast<size_t>(j)] = static_cast<float>(out->mean[static_cast<size_t>(j)]);
+  }
+  for (int64_t j = l.c; j < l.width; j += l.c) std::copy_n(centre->data(), l.c, centre->data() + j);
   sum->assign(sum->size(), 0.0f);
   wide_rows(l, begin, end, [&](int64_t row, int64_t n, int64_t width) { k.add_squares(x + row * l.c, n, width, centre->data(), sum->data()); });
   fold(*sum, l, out->m2.data());
@@ -88,7 +94,7 @@ void block_moments(const Layout& l, const float* x, int64_t begin, int64_t end, 
 // Writes rows through a small buffer with stores past the cache when the tensor is large; fn(first row, number, width, destination).
 template <class Fn>
 void write_rows(const Layout& l, float* out, bool stream, Fn&& fn) {
-  constexpr int64_t kBuffer = 4096;
+  constexpr int64_t kBuffer = 512;
   parallel_for(l.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(l.width, 1)) * l.join, [&](int64_t begin, int64_t end) {
     wide_rows(l, begin, end, [&](int64_t row, int64_t n, int64_t width) {
       const int64_t joined = width / l.c, step = width > 0 ? kBuffer / width : 0;
@@ -99,6 +105,7 @@ void write_rows(const Layout& l, float* out, bool stream, Fn&& fn) {
         fn(first, m, width, buffer);
         stream_copy(out + first * l.c, buffer, m * width);
       }
+      stream_fence();
     });
   });
 }

@@ -28,6 +28,8 @@ void add_squares(const float* x, int64_t rows, int64_t c, const float* mean, flo
   int64_t i = 0;
   for (; i + 4 <= rows; i += 4) {
     const float *r0 = x + i * c, *r1 = r0 + c, *r2 = r1 + c, *r3 = r2 + c;
+    // This pass reads the cache; meanwhile the block after this one is on its way. A prefetch past the end is harmless.
+    for (int64_t j = 0; j < 4 * c; j += 16) __builtin_prefetch(r0 + rows * c + j, 0, 2);
     DETENT_IVDEP
     for (int64_t j = 0; j < c; ++j) {
       const float m = mean[j];
@@ -125,6 +127,22 @@ void mask(const float* x, const float* dy, float lo, float hi, float* dx, int64_
   }
 }
 
+void clip(const float* x, float lo, float hi, float* y, int64_t n) {
+  DETENT_IVDEP
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = x[i], w = v > hi ? hi : v;
+    y[i] = w < lo ? lo : w;
+  }
+}
+
+void clip_backward(const float* x, const float* dy, float lo, float hi, float* dx, int64_t n) {
+  DETENT_IVDEP
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = x[i], d = dy[i];
+    dx[i] = (v <= lo) | (v >= hi) ? 0.0f : d;
+  }
+}
+
 void max_taps(const float* const* tap, const int32_t* where, int64_t taps, int64_t offset, int64_t c, float* best, int32_t* index) {
   for (int64_t t = 0; t < taps; ++t) {
     const float* x = tap[t] + offset;
@@ -150,6 +168,6 @@ void pick(const float* dy, const int32_t* index, int32_t here, int64_t c, float*
 
 }  // namespace
 
-const DenseKernels DETENT_DENSE = {add_rows, add_squares, normalise, norm_sums, norm_backward, mask, max_taps, pick};
+const DenseKernels DETENT_DENSE = {add_rows, add_squares, normalise, norm_sums, norm_backward, mask, clip, clip_backward, max_taps, pick};
 
 }  // namespace detent::cpu

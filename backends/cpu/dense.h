@@ -27,6 +27,9 @@ struct DenseKernels {
   void (*norm_backward)(const NormGradient& g, int64_t rows, int64_t c, const float* mean, const float* k1, const float* k2, const float* k3, float* dx);
   /// dx = dy where lo <= x <= hi, else 0.
   void (*mask)(const float* x, const float* dy, float lo, float hi, float* dx, int64_t n);
+  /// y = clamp(x, lo, hi), lo <= hi; NaN passes through. Backward: dx = lo < x < hi ? dy : 0; a NaN x passes dy.
+  void (*clip)(const float* x, float lo, float hi, float* y, int64_t n);
+  void (*clip_backward)(const float* x, const float* dy, float lo, float hi, float* dx, int64_t n);
   /// For each tap t in order: where tap[t][offset + j] beats best[j] (larger, or the first NaN, or index[j] < 0) it becomes best[j] and where[t] index[j].
   void (*max_taps)(const float* const* tap, const int32_t* where, int64_t taps, int64_t offset, int64_t c, float* best, int32_t* index);
   /// dx[j] += index[j] == here ? dy[j] : 0.

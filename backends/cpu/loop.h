@@ -27,24 +27,31 @@ inline void stream_copy(float* y, const float* x, int64_t n) {
     int64_t i = 0;
     for (; i + 4 <= n; i += 4) _mm_stream_ps(y + i, _mm_loadu_ps(x + i));
     for (; i < n; ++i) y[i] = x[i];
-    _mm_sfence();
     return;
   }
 #endif
   std::memcpy(y, x, static_cast<size_t>(n) * sizeof(float));
 }
 
+/// Orders the stores of stream_copy before what follows.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 /// fn(out, first, count) computes elements [first, first + count) into out[0..count); with `stream` by way of a small buffer and stream_copy.
 template <class Fn>
 void write_streamed(float* y, int64_t begin, int64_t end, bool stream, Fn&& fn) {
   if (!stream) return fn(y + begin, begin, end - begin);
-  constexpr int64_t kBuffer = 2048;
+  constexpr int64_t kBuffer = 256;
   alignas(64) float buffer[kBuffer];
   for (int64_t i = begin; i < end; i += kBuffer) {
     const int64_t n = std::min(kBuffer, end - i);
     fn(buffer, i, n);
     stream_copy(y + i, buffer, n);
   }
+  stream_fence();
 }
 
 inline int64_t loop_elements(const LoopNest& l) {

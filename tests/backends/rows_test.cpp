@@ -111,6 +111,8 @@ TEST_CASE("dense kernels: each build equals the scalar one to the bit") {
         both(n, [&](const DenseKernels& k, float* y) { k.norm_backward(g, rows, c, mean.data(), a.data(), b.data(), a.data(), y); });
       }
       both(n, [&](const DenseKernels& k, float* y) { k.mask(x.data(), dy.data(), -1.0f, 1.0f, y, n); });
+      both(n, [&](const DenseKernels& k, float* y) { k.clip(x.data(), -0.0f, 2.0f, y, n); });
+      both(n, [&](const DenseKernels& k, float* y) { k.clip_backward(x.data(), dy.data(), 0.0f, kInf, y, n); });
       const float* taps[] = {x.data(), x.data() + c, x.data() + 2 * c, dy.data()};
       const int32_t where[] = {5, 6, 7, 8};
       std::vector<int32_t> index(static_cast<size_t>(c)), other;
