@@ -7,8 +7,8 @@ Device check_args(const char* op, std::initializer_list<Arg> args) {
   for (const Arg& a : args) {
     DETENT_CHECK(a.var.defined(), op, ": ", a.name, " is undefined");
     DETENT_CHECK(a.var.dtype() == DType::f32, op, ": ", a.name, " is ", to_string(a.var.dtype()), a.var.shape(), ", f32 wanted");
-    DETENT_CHECK(a.var.device() == first.var.device(), op, ": ", first.name, " is on ", to_string(first.var.device()), " and ", a.name, " on ",
-                 to_string(a.var.device()), "; move them to one device with to()");
+    DETENT_CHECK(a.var.device() == first.var.device(), op, ": ", first.name, " is on ", to_string(first.var.device()), " and ", a.name, " on ", to_string(a.var.device()),
+                 "; move them to one device with to()");
   }
   return first.var.device();
 }
@@ -17,8 +17,7 @@ void check_tensor(const char* op, const char* name, const Tensor& t, DType dtype
   DETENT_CHECK(t.defined(), op, ": ", name, " is undefined");
   DETENT_CHECK(t.dtype() == dtype, op, ": ", name, " is ", to_string(t.dtype()), t.shape(), ", ", to_string(dtype), " wanted");
   check_shape(op, name, t.shape(), shape);
-  DETENT_CHECK(t.device() == device, op, ": ", name, " is on ", to_string(t.device()), " and the other arguments on ", to_string(device),
-               "; move them to one device with to()");
+  DETENT_CHECK(t.device() == device, op, ": ", name, " is on ", to_string(t.device()), " and the other arguments on ", to_string(device), "; move them to one device with to()");
 }
 
 void check_rank(const char* op, const char* name, const Shape& shape, int rank) {

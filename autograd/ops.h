@@ -43,7 +43,7 @@ Var dense(const Var& x, const Var& w, const Var* bias = nullptr);
 
 struct BatchNormSpec {
   float eps = 1e-5f;
-  float momentum = 0.1f;  ///< share of the new batch: running = (1 - momentum) * running + momentum * batch
+  float momentum = 0.1f;                                ///< share of the new batch: running = (1 - momentum) * running + momentum * batch
   float clamp_min = -kInfinity, clamp_max = kInfinity;  ///< fused clamp
 };
 /// Over the last axis. Training: batch statistics, and the running ones are updated (with the unbiased variance, as PyTorch). Otherwise the running ones.

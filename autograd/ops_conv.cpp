@@ -24,9 +24,22 @@ struct Kept {
 Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid} : Kept{x.dense(), {}}; }
 
 ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const Conv2dSpec& spec) {
-  return {.n = x[0], .h = x[1], .w = x[2], .c = x[3], .k = w[0], .r = w[1], .s = w[2], .oh = y[1], .ow = y[2],
-          .stride_h = spec.stride[0], .stride_w = spec.stride[1], .pad_top = spec.padding.top, .pad_left = spec.padding.left,
-          .dilation_h = spec.dilation[0], .dilation_w = spec.dilation[1], .groups = spec.groups};
+  return {.n = x[0],
+          .h = x[1],
+          .w = x[2],
+          .c = x[3],
+          .k = w[0],
+          .r = w[1],
+          .s = w[2],
+          .oh = y[1],
+          .ow = y[2],
+          .stride_h = spec.stride[0],
+          .stride_w = spec.stride[1],
+          .pad_top = spec.padding.top,
+          .pad_left = spec.padding.left,
+          .dilation_h = spec.dilation[0],
+          .dilation_w = spec.dilation[1],
+          .groups = spec.groups};
 }
 
 // Dense is a convolution of one image of a single row: the same kernels, the same coded inputs.
@@ -88,14 +101,14 @@ Shape conv2d_shape(const Shape& x, const Shape& w, const Conv2dSpec& spec) {
     DETENT_CHECK(spec.dilation[i] >= 1, "conv2d: dilation ", spec.dilation[i], ", at least 1 wanted");
   }
   const Padding2d& p = spec.padding;
-  DETENT_CHECK(p.top >= 0 && p.left >= 0 && p.bottom >= 0 && p.right >= 0, "conv2d: padding top ", p.top, ", left ", p.left, ", bottom ", p.bottom, ", right ",
-               p.right, " must not be negative");
-  DETENT_CHECK(spec.groups >= 1 && x[3] % spec.groups == 0 && w[0] % spec.groups == 0, "conv2d: ", spec.groups, " groups do not divide the ", x[3],
-               " channels of x ", x, " and the ", w[0], " output channels of w ", w);
+  DETENT_CHECK(p.top >= 0 && p.left >= 0 && p.bottom >= 0 && p.right >= 0, "conv2d: padding top ", p.top, ", left ", p.left, ", bottom ", p.bottom, ", right ", p.right,
+               " must not be negative");
+  DETENT_CHECK(spec.groups >= 1 && x[3] % spec.groups == 0 && w[0] % spec.groups == 0, "conv2d: ", spec.groups, " groups do not divide the ", x[3], " channels of x ", x,
+               " and the ", w[0], " output channels of w ", w);
   DETENT_CHECK(w[3] == x[3] / spec.groups, "conv2d: w ", w, " has ", w[3], " input channels, x ", x, " in ", spec.groups, " groups gives ", x[3] / spec.groups);
   DETENT_CHECK(w[1] >= 1 && w[2] >= 1, "conv2d: w ", w, " has an empty window");
-  const Shape y{x[0], conv_out_size(x[1], w[1], spec.stride[0], p.top, p.bottom, spec.dilation[0]),
-                conv_out_size(x[2], w[2], spec.stride[1], p.left, p.right, spec.dilation[1]), w[0]};
+  const Shape y{x[0], conv_out_size(x[1], w[1], spec.stride[0], p.top, p.bottom, spec.dilation[0]), conv_out_size(x[2], w[2], spec.stride[1], p.left, p.right, spec.dilation[1]),
+                w[0]};
   DETENT_CHECK(y[1] >= 1 && y[2] >= 1, "conv2d: the window of w ", w, " does not fit into x ", x, " with padding ", p.top, "+", p.bottom, " and ", p.left, "+", p.right);
   return y;
 }

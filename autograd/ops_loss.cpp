@@ -42,8 +42,7 @@ Var reduce_sum(const Var& x, std::span<const int> axes, bool keep_dims) {
   ops::check_args("reduce_sum", {{"x", x}});
   const Shape from = x.shape(), kept = reduce_shape("reduce_sum", from, axes, true), to = reduce_shape("reduce_sum", from, axes, keep_dims);
   Tensor y = ops::reduce_to(x.dense(), kept).reshape(to);
-  return Tape::record("reduce_sum", {x}, Var(std::move(y)),
-                      [from, kept](const Tensor& dy, GradSink& sink) { sink.add(0, ops::broadcast_to(dy.reshape(kept), from)); });
+  return Tape::record("reduce_sum", {x}, Var(std::move(y)), [from, kept](const Tensor& dy, GradSink& sink) { sink.add(0, ops::broadcast_to(dy.reshape(kept), from)); });
 }
 
 Var reduce_mean(const Var& x, std::span<const int> axes, bool keep_dims) {
@@ -55,8 +54,7 @@ Var reduce_mean(const Var& x, std::span<const int> axes, bool keep_dims) {
 
 Var sum(const Var& x) {
   ops::check_args("sum", {{"x", x}});
-  return Tape::record("sum", {x}, Var(ops::reduce_to(x.dense(), Shape{1})),
-                      [from = x.shape()](const Tensor& dy, GradSink& sink) { sink.add(0, ops::broadcast_to(dy, from)); });
+  return Tape::record("sum", {x}, Var(ops::reduce_to(x.dense(), Shape{1})), [from = x.shape()](const Tensor& dy, GradSink& sink) { sink.add(0, ops::broadcast_to(dy, from)); });
 }
 
 Var mean(const Var& x) {
@@ -84,8 +82,7 @@ Var softmax_cross_entropy(const Var& logits, const Tensor& labels, float label_s
   args.row_scale = static_cast<float>(1.0 / static_cast<double>(shape[0]));
   args.dlogits = dlogits.defined() ? dlogits.data<float>() : nullptr;
   ops::kernels(device).cross_entropy(args);
-  return Tape::record("softmax_cross_entropy", {logits}, Var(mean_of(rows)),
-                      [dlogits](const Tensor& dy, GradSink& sink) { sink.add(0, times(dlogits, dy)); });
+  return Tape::record("softmax_cross_entropy", {logits}, Var(mean_of(rows)), [dlogits](const Tensor& dy, GradSink& sink) { sink.add(0, times(dlogits, dy)); });
 }
 
 Var mean_squared_error(const Var& x, const Tensor& target) {
@@ -93,9 +90,8 @@ Var mean_squared_error(const Var& x, const Tensor& target) {
   ops::check_tensor("mean_squared_error", "target", target, DType::f32, x.shape(), device);
   DETENT_CHECK(target.elements() >= 1, "mean_squared_error: x ", x.shape(), " has no elements");
   const Tensor d = ops::binary(BinaryOp::sub, x.dense(), target);
-  return Tape::record("mean_squared_error", {x}, Var(mean_of(ops::binary(BinaryOp::mul, d, d))), [d](const Tensor& dy, GradSink& sink) {
-    sink.add(0, times(ops::scaled(d, static_cast<float>(2.0 / static_cast<double>(d.elements()))), dy));
-  });
+  return Tape::record("mean_squared_error", {x}, Var(mean_of(ops::binary(BinaryOp::mul, d, d))),
+                      [d](const Tensor& dy, GradSink& sink) { sink.add(0, times(ops::scaled(d, static_cast<float>(2.0 / static_cast<double>(d.elements()))), dy)); });
 }
 
 Var binary_cross_entropy(const Var& logits, const Tensor& target) {

@@ -35,8 +35,17 @@ Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_
     blend(running_var, var, spec.momentum, static_cast<float>(spec.momentum * static_cast<double>(rows) / static_cast<double>(rows - 1)));
   }
   Tensor y(x.shape(), DType::f32, device);
-  k.batch_norm({.rows = rows, .c = c, .eps = spec.eps, .x = xt.data<float>(), .mean = mean.data<float>(), .var = var.data<float>(), .gamma = gt.data<float>(),
-                .beta = bt.data<float>(), .clamp_min = spec.clamp_min, .clamp_max = spec.clamp_max, .y = y.data<float>()});
+  k.batch_norm({.rows = rows,
+                .c = c,
+                .eps = spec.eps,
+                .x = xt.data<float>(),
+                .mean = mean.data<float>(),
+                .var = var.data<float>(),
+                .gamma = gt.data<float>(),
+                .beta = bt.data<float>(),
+                .clamp_min = spec.clamp_min,
+                .clamp_max = spec.clamp_max,
+                .y = y.data<float>()});
   if (!x.tracked() && !gamma.tracked() && !beta.tracked()) return Var(std::move(y));
 
   if (!training) {  // the running statistics may be updated before the backward pass
@@ -50,9 +59,20 @@ Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_
     Tensor d[3] = {wanted(0, xt.shape()), wanted(1, Shape{c}), wanted(2, Shape{c})};
     const auto out = [](Tensor& t) { return t.defined() ? t.data<float>() : nullptr; };
     ops::kernels(dy.device())
-        .batch_norm_backward({.rows = rows, .c = c, .eps = spec.eps, .training = training, .x = xt.data<float>(),
-                              .y = clamped ? saved_y.data<float>() : nullptr, .dy = dy.data<float>(), .mean = mean.data<float>(), .var = var.data<float>(),
-                              .gamma = gt.data<float>(), .clamp_min = spec.clamp_min, .clamp_max = spec.clamp_max, .dx = out(d[0]), .dgamma = out(d[1]),
+        .batch_norm_backward({.rows = rows,
+                              .c = c,
+                              .eps = spec.eps,
+                              .training = training,
+                              .x = xt.data<float>(),
+                              .y = clamped ? saved_y.data<float>() : nullptr,
+                              .dy = dy.data<float>(),
+                              .mean = mean.data<float>(),
+                              .var = var.data<float>(),
+                              .gamma = gt.data<float>(),
+                              .clamp_min = spec.clamp_min,
+                              .clamp_max = spec.clamp_max,
+                              .dx = out(d[0]),
+                              .dgamma = out(d[1]),
                               .dbeta = out(d[2])});
     for (int i = 0; i < 3; ++i) {
       if (d[i].defined()) sink.add(i, std::move(d[i]));

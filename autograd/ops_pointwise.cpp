@@ -9,12 +9,16 @@ enum class Reads { x, y, nothing };
 Reads derivative_reads(const Pointwise& op) {
   switch (op.kind) {
     case PointwiseKind::identity:
-    case PointwiseKind::affine: return Reads::nothing;
+    case PointwiseKind::affine:
+      return Reads::nothing;
     case PointwiseKind::clip:
     case PointwiseKind::sigmoid:
-    case PointwiseKind::tanh: return Reads::y;
-    case PointwiseKind::leaky_relu: return op.a > 0.0f ? Reads::y : Reads::x;  // y has the sign of x
-    default: return Reads::x;
+    case PointwiseKind::tanh:
+      return Reads::y;
+    case PointwiseKind::leaky_relu:
+      return op.a > 0.0f ? Reads::y : Reads::x;  // y has the sign of x
+    default:
+      return Reads::x;
   }
 }
 
@@ -47,8 +51,8 @@ Var affine(const Var& x, float factor, float offset) { return pointwise(x, {Poin
 
 Var prelu(const Var& x, const Var& slope) {
   ops::check_args("prelu", {{"x", x}, {"slope", slope}});
-  DETENT_CHECK(x.shape().rank() >= 1 && slope.shape().rank() == 1 && (slope.shape()[0] == 1 || slope.shape()[0] == x.shape()[-1]), "prelu: slope has shape ",
-               slope.shape(), ", [1] or the last extent of x ", x.shape(), " wanted");
+  DETENT_CHECK(x.shape().rank() >= 1 && slope.shape().rank() == 1 && (slope.shape()[0] == 1 || slope.shape()[0] == x.shape()[-1]), "prelu: slope has shape ", slope.shape(),
+               ", [1] or the last extent of x ", x.shape(), " wanted");
   const Pointwise positive{PointwiseKind::clip, 0.0f, kInfinity}, negative{PointwiseKind::clip, -kInfinity, 0.0f};
   const Tensor xt = x.dense(), st = slope.dense();
   const Tensor y = ops::binary(BinaryOp::add, ops::apply(positive, xt), ops::binary(BinaryOp::mul, ops::apply(negative, xt), st));

@@ -12,9 +12,21 @@ int64_t pooled(int64_t in, int64_t kernel, int64_t stride, int64_t before, int64
 }
 
 ConvGeometry geometry_of(const Shape& x, const Shape& y, const PoolSpec& s) {
-  return {.n = x[0], .h = x[1], .w = x[2], .c = x[3], .k = x[3], .r = s.kernel[0], .s = s.kernel[1], .oh = y[1], .ow = y[2],
-          .stride_h = s.stride[0], .stride_w = s.stride[1], .pad_top = s.padding.top, .pad_left = s.padding.left,
-          .dilation_h = s.dilation[0], .dilation_w = s.dilation[1]};
+  return {.n = x[0],
+          .h = x[1],
+          .w = x[2],
+          .c = x[3],
+          .k = x[3],
+          .r = s.kernel[0],
+          .s = s.kernel[1],
+          .oh = y[1],
+          .ow = y[2],
+          .stride_h = s.stride[0],
+          .stride_w = s.stride[1],
+          .pad_top = s.padding.top,
+          .pad_left = s.padding.left,
+          .dilation_h = s.dilation[0],
+          .dilation_w = s.dilation[1]};
 }
 
 Var average(const char* op, const Var& x, const PoolSpec& spec) {
@@ -51,8 +63,8 @@ Shape pool_shape(const char* op, const Shape& x, const PoolSpec& spec) {
   const int64_t before[2] = {spec.padding.top, spec.padding.left}, after[2] = {spec.padding.bottom, spec.padding.right};
   Shape y = x;
   for (int i = 0; i < 2; ++i) {
-    DETENT_CHECK(spec.kernel[i] >= 1 && spec.stride[i] >= 1 && spec.dilation[i] >= 1, op, ": kernel ", spec.kernel[i], ", stride ", spec.stride[i],
-                 ", dilation ", spec.dilation[i], ", at least 1 wanted");
+    DETENT_CHECK(spec.kernel[i] >= 1 && spec.stride[i] >= 1 && spec.dilation[i] >= 1, op, ": kernel ", spec.kernel[i], ", stride ", spec.stride[i], ", dilation ", spec.dilation[i],
+                 ", at least 1 wanted");
     const int64_t reach = spec.dilation[i] * (spec.kernel[i] - 1) + 1;
     // Each window then holds at least one element of x where no gap of a dilation falls on it.
     DETENT_CHECK(before[i] >= 0 && after[i] >= 0 && before[i] < reach && after[i] < reach, op, ": padding ", before[i], " and ", after[i],
@@ -115,8 +127,17 @@ Var resize(const Var& x, const ResizeSpec& spec) {
   const Device device = ops::check_args("resize", {{"x", x}});
   const Shape from = x.shape(), to = resize_shape(from, spec);
   Tensor y(to, DType::f32, device);
-  ResizeArgs args{.n = from[0], .h = from[1], .w = from[2], .c = from[3], .oh = to[1], .ow = to[2], .mode = spec.mode, .coordinates = spec.coordinates,
-                  .nearest_floor = spec.nearest_floor, .x = x.dense().data<float>(), .y = y.data<float>()};
+  ResizeArgs args{.n = from[0],
+                  .h = from[1],
+                  .w = from[2],
+                  .c = from[3],
+                  .oh = to[1],
+                  .ow = to[2],
+                  .mode = spec.mode,
+                  .coordinates = spec.coordinates,
+                  .nearest_floor = spec.nearest_floor,
+                  .x = x.dense().data<float>(),
+                  .y = y.data<float>()};
   ops::kernels(device).resize(args);
   return Tape::record("resize", {x}, Var(std::move(y)), [args, from](const Tensor& dy, GradSink& sink) {
     Tensor dx(from, DType::f32, dy.device());

@@ -19,8 +19,8 @@ void check_grids(const char* op, const Shape& x, std::span<const Grid> grids, co
   for (size_t i = 0; i < grids.size(); ++i) {
     const Grid& g = grids[i];
     DETENT_CHECK(g.scale > 0.0f && g.scale < kInfinity, op, ": the grid of channel ", i, " has scale ", g.scale);
-    DETENT_CHECK(g.qmin < g.qmax && g.zero_point >= g.qmin && g.zero_point <= g.qmax, op, ": the grid of channel ", i, " has zero point ", g.zero_point,
-                 " and codes ", g.qmin, "..", g.qmax);
+    DETENT_CHECK(g.qmin < g.qmax && g.zero_point >= g.qmin && g.zero_point <= g.qmax, op, ": the grid of channel ", i, " has zero point ", g.zero_point, " and codes ", g.qmin,
+                 "..", g.qmax);
   }
 }
 

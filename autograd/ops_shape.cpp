@@ -6,14 +6,14 @@ namespace {
 // Start, extent and step of a slice on each axis, resolved against x.
 struct Window {
   Shape shape;
-  int64_t offset = 0;     // of the first element, in x
-  ops::Strides strides;   // in x, of a step
+  int64_t offset = 0;    // of the first element, in x
+  ops::Strides strides;  // in x, of a step
 };
 
 Window resolve(const Shape& x, const SliceSpec& spec) {
   const auto rank = static_cast<size_t>(x.rank());
-  DETENT_CHECK(spec.starts.size() == rank && spec.ends.size() == rank && (spec.steps.empty() || spec.steps.size() == rank), "slice: x ", x, " has ", rank,
-               " axes, but ", spec.starts.size(), " starts, ", spec.ends.size(), " ends and ", spec.steps.size(), " steps are given");
+  DETENT_CHECK(spec.starts.size() == rank && spec.ends.size() == rank && (spec.steps.empty() || spec.steps.size() == rank), "slice: x ", x, " has ", rank, " axes, but ",
+               spec.starts.size(), " starts, ", spec.ends.size(), " ends and ", spec.steps.size(), " steps are given");
   Window w{x, 0, ops::strides_of(x)};
   for (int i = 0; i < x.rank(); ++i) {
     const auto at = static_cast<size_t>(i);

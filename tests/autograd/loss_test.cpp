@@ -28,7 +28,8 @@ TEST_CASE("reductions_match_their_definition") {
     bool keep;
     Shape out;
   };
-  const Row rows[] = {{{1, 2}, true, {2, 1, 1, 5}}, {{1, 2}, false, {2, 5}}, {{-1}, false, {2, 3, 4}}, {{0, 1, 2, 3}, false, {1}}, {{0, 2}, true, {1, 3, 1, 5}}, {{}, false, {2, 3, 4, 5}}};
+  const Row rows[] = {{{1, 2}, true, {2, 1, 1, 5}}, {{1, 2}, false, {2, 5}},      {{-1}, false, {2, 3, 4}},
+                      {{0, 1, 2, 3}, false, {1}},   {{0, 2}, true, {1, 3, 1, 5}}, {{}, false, {2, 3, 4, 5}}};
   const Shape from{2, 3, 4, 5};
   for (const Row& r : rows) {
     for (const bool averaged : {false, true}) {
@@ -109,7 +110,8 @@ TEST_CASE("losses_do_not_overflow") {
 
 TEST_CASE("labels_outside_the_classes_are_errors") {
   const Var logits(Tensor::zeros(Shape{2, 3}));
-  CHECK_THROWS_WITH_AS(softmax_cross_entropy(logits, Tensor::from<int64_t>(Shape{2}, std::vector<int64_t>{0, 3})), doctest::Contains("label 3 of row 1 is outside the 3 classes"), Error);
+  CHECK_THROWS_WITH_AS(softmax_cross_entropy(logits, Tensor::from<int64_t>(Shape{2}, std::vector<int64_t>{0, 3})), doctest::Contains("label 3 of row 1 is outside the 3 classes"),
+                       Error);
   CHECK_THROWS_WITH_AS(softmax_cross_entropy(logits, Tensor::from<int64_t>(Shape{2}, std::vector<int64_t>{-1, 0})), doctest::Contains("label -1 of row 0"), Error);
   CHECK_THROWS_WITH_AS(softmax_cross_entropy(logits, Tensor::zeros(Shape{2})), doctest::Contains("labels is f32[2], i64 wanted"), Error);
   CHECK_THROWS_WITH_AS(softmax_cross_entropy(logits, Tensor::zeros(Shape{3}, DType::i64)), doctest::Contains("labels has shape [3], [2] wanted"), Error);

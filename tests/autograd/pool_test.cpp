@@ -119,10 +119,14 @@ namespace {
 double source(double out, double in_size, double out_size, ResizeCoordinates c) {
   const double scale = out_size / in_size;
   switch (c) {
-    case ResizeCoordinates::half_pixel: return (out + 0.5) / scale - 0.5;
-    case ResizeCoordinates::pytorch_half_pixel: return out_size > 1 ? (out + 0.5) / scale - 0.5 : 0.0;
-    case ResizeCoordinates::asymmetric: return out / scale;
-    case ResizeCoordinates::align_corners: return out_size > 1 ? out * (in_size - 1) / (out_size - 1) : 0.0;
+    case ResizeCoordinates::half_pixel:
+      return (out + 0.5) / scale - 0.5;
+    case ResizeCoordinates::pytorch_half_pixel:
+      return out_size > 1 ? (out + 0.5) / scale - 0.5 : 0.0;
+    case ResizeCoordinates::asymmetric:
+      return out / scale;
+    case ResizeCoordinates::align_corners:
+      return out_size > 1 ? out * (in_size - 1) / (out_size - 1) : 0.0;
   }
   return 0.0;
 }
@@ -159,12 +163,12 @@ TEST_CASE("resize_matches_onnx_resize") {
   const int64_t sizes[][4] = {{4, 6, 8, 12}, {5, 3, 7, 8}, {8, 8, 4, 4}, {3, 5, 1, 1}, {4, 4, 3, 9}, {1, 2, 5, 5}};
   for (const auto& [h, w, oh, ow] : sizes) {
     for (const ResizeMode mode : {ResizeMode::nearest, ResizeMode::bilinear}) {
-      for (const ResizeCoordinates c :
-           {ResizeCoordinates::half_pixel, ResizeCoordinates::asymmetric, ResizeCoordinates::align_corners, ResizeCoordinates::pytorch_half_pixel}) {
+      for (const ResizeCoordinates c : {ResizeCoordinates::half_pixel, ResizeCoordinates::asymmetric, ResizeCoordinates::align_corners, ResizeCoordinates::pytorch_half_pixel}) {
         for (const bool floors : {true, false}) {
           if (mode == ResizeMode::bilinear && !floors) continue;
           const ResizeSpec spec{oh, ow, mode, c, floors};
-          gradcheck({.name = text("resize ", h, "x", w, " to ", oh, "x", ow, mode == ResizeMode::nearest ? " nearest" : " bilinear", " coordinates ", static_cast<int>(c), " floor ", floors),
+          gradcheck({.name = text("resize ", h, "x", w, " to ", oh, "x", ow, mode == ResizeMode::nearest ? " nearest" : " bilinear", " coordinates ", static_cast<int>(c),
+                                  " floor ", floors),
                      .inputs = {random_array(Shape{2, h, w, 3}, 3)},
                      .op = [&spec](std::span<const Var> v) { return resize(v[0], spec); },
                      .reference = [&spec](const std::vector<Array>& v) { return resize_reference(v[0], spec); },

@@ -93,8 +93,8 @@ inline void check_close(const std::string& what, const Tensor& got, const Array&
       if (std::isnan(e)) break;
     }
   }
-  CHECK_MESSAGE(worst < 0, what << ": element " << worst << " is " << g[static_cast<size_t>(std::max<int64_t>(worst, 0))] << ", reference "
-                                << wanted[std::max<int64_t>(worst, 0)] << ", tolerance " << tolerance);
+  CHECK_MESSAGE(worst < 0, what << ": element " << worst << " is " << g[static_cast<size_t>(std::max<int64_t>(worst, 0))] << ", reference " << wanted[std::max<int64_t>(worst, 0)]
+                                << ", tolerance " << tolerance);
 }
 
 /// Runs the op on Vars of which those with tracked[i] are watched; returns their gradients for the upstream gradient dy.
