@@ -11,6 +11,7 @@
 #include "detent/io/checkpoint.h"
 #include "detent/io/data/loader.h"
 #include "detent/io/encodings.h"
+#include "detent/io/export.h"
 #include "detent/io/safetensors.h"
 #include "detent/io/weights.h"
 #include "detent/nn/graph.h"

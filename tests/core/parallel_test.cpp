@@ -1,0 +1,105 @@
+#include "detent/core/parallel.h"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <mutex>
+#include <numeric>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "detent/core/error.h"
+
+using namespace detent;
+
+namespace {
+
+// The pool's size is process-wide: each test puts it back.
+class Threads {
+ public:
+  explicit Threads(int n) : before_(num_threads()) { set_num_threads(n); }
+  ~Threads() { set_num_threads(before_); }
+
+ private:
+  int before_;
+};
+
+}  // namespace
+
+TEST_CASE("parallel_for_visits_every_element_once_at_any_number_of_threads") {
+  for (int threads : {1, 2, 5}) {
+    const Threads pool(threads);
+    CHECK(num_threads() == threads);
+    for (int64_t n : {0, 1, 7, 64, 1000}) {
+      for (int64_t grain : {1, 7, 64, 2000}) {
+        std::vector<int> visits(static_cast<size_t>(n));
+        parallel_for(n, grain, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) ++visits[static_cast<size_t>(i)];
+        });
+        CHECK(visits == std::vector<int>(static_cast<size_t>(n), 1));
+      }
+    }
+  }
+}
+
+TEST_CASE("chunks_depend_on_size_alone_not_on_threads") {
+  std::set<std::pair<int64_t, int64_t>> seen[2];
+  for (int round = 0; round < 2; ++round) {
+    const Threads pool(round == 0 ? 1 : 4);
+    std::mutex mutex;
+    parallel_for(1003, 100, [&](int64_t begin, int64_t end) {
+      const std::lock_guard lock(mutex);
+      seen[round].insert({begin, end});
+    });
+  }
+  CHECK(seen[0].size() == 11);
+  CHECK(seen[0] == seen[1]);
+  CHECK(seen[0].count({1000, 1003}) == 1);
+}
+
+TEST_CASE("an_exception_in_a_parallel_chunk_reaches_the_caller_and_the_pool_survives") {
+  const Threads pool(3);
+  for (int round = 0; round < 20; ++round) {
+    CHECK_THROWS_WITH_AS(parallel_chunks(50, [&](int64_t i) { DETENT_CHECK(i != 31, "chunk ", i); }), "chunk 31", Error);
+    std::atomic<int64_t> sum{0};
+    parallel_chunks(50, [&](int64_t i) { sum += i; });
+    CHECK(sum == 49 * 50 / 2);
+  }
+}
+
+TEST_CASE("nested_parallel_loops_run_and_do_not_deadlock") {
+  const Threads pool(3);
+  std::vector<int64_t> sums(20);
+  parallel_chunks(20, [&](int64_t i) {
+    std::atomic<int64_t> inner{0};
+    parallel_chunks(30, [&](int64_t j) { inner += i * j; });
+    sums[static_cast<size_t>(i)] = inner;
+  });
+  for (int64_t i = 0; i < 20; ++i) CHECK(sums[static_cast<size_t>(i)] == i * 435);
+}
+
+TEST_CASE("several_threads_may_use_the_pool_at_once") {
+  const Threads pool(3);
+  std::vector<int64_t> sums(4);
+  std::vector<std::thread> callers;
+  for (size_t t = 0; t < sums.size(); ++t) {
+    callers.emplace_back([&, t] {
+      for (int round = 0; round < 200; ++round) {
+        std::vector<int64_t> part(16);
+        parallel_for(1600, 100, [&](int64_t begin, int64_t end) { part[static_cast<size_t>(begin / 100)] = end - begin; });
+        sums[t] += std::accumulate(part.begin(), part.end(), int64_t{0});
+      }
+    });
+  }
+  for (std::thread& c : callers) c.join();
+  for (int64_t s : sums) CHECK(s == 200 * 1600);
+}
+
+TEST_CASE("thread_counts_that_make_no_sense_are_errors") {
+  CHECK_THROWS_WITH_AS(set_num_threads(0), "threads: 0 is not in 1..1024", Error);
+  CHECK_THROWS_AS(set_num_threads(-3), Error);
+  CHECK_THROWS_AS(set_num_threads(1 << 20), Error);
+  CHECK(num_threads() >= 1);
+}
