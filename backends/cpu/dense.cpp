@@ -1,6 +1,10 @@
 // Built once per instruction set; DETENT_DENSE names the table.
 #include "detent/backends/cpu/dense.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #if defined(__clang__)
 #define DETENT_IVDEP _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -143,12 +147,37 @@ void clip_backward(const float* x, const float* dy, float lo, float hi, float* d
   }
 }
 
+#if defined(__AVX512F__)
+// The running maximum and its index stay in registers over the taps. Returns how many channels are done.
+int64_t max_taps_in_registers(const float* const* tap, const int32_t* where, int64_t taps, int64_t offset, int64_t c, float* best, int32_t* index) {
+  int64_t j = 0;
+  for (; j + 16 <= c; j += 16) {
+    __m512 b = _mm512_loadu_ps(best + j);
+    __m512i k = _mm512_loadu_si512(index + j);
+    for (int64_t t = 0; t < taps; ++t) {
+      const __m512 v = _mm512_loadu_ps(tap[t] + offset + j);
+      const __mmask16 number = _mm512_cmp_ps_mask(b, b, _CMP_ORD_Q);
+      const __mmask16 take = _mm512_mask_cmp_ps_mask(number, v, b, _CMP_NLE_UQ) | _mm512_movepi32_mask(k);
+      b = _mm512_mask_mov_ps(b, take, v);
+      k = _mm512_mask_mov_epi32(k, take, _mm512_set1_epi32(where[t]));
+    }
+    _mm512_storeu_ps(best + j, b);
+    _mm512_storeu_si512(index + j, k);
+  }
+  return j;
+}
+#endif
+
 void max_taps(const float* const* tap, const int32_t* where, int64_t taps, int64_t offset, int64_t c, float* best, int32_t* index) {
+  int64_t done = 0;
+#if defined(__AVX512F__)
+  done = max_taps_in_registers(tap, where, taps, offset, c, best, index);
+#endif
   for (int64_t t = 0; t < taps; ++t) {
     const float* x = tap[t] + offset;
     const int32_t here = where[t];
     DETENT_IVDEP
-    for (int64_t j = 0; j < c; ++j) {
+    for (int64_t j = done; j < c; ++j) {
       const float v = x[j], b = best[j];
       const int32_t k = index[j];
       const bool take = (v > b) | ((v != v) & (b == b)) | (k < 0);

@@ -61,6 +61,18 @@ void max_pool(const PoolArgs& a) {
       const int64_t n = p / (g.oh * g.ow);
       const Window v = window_at(g, p / g.ow % g.oh, p % g.ow);
       const int64_t columns = v.s1 - v.s0, taps = (v.r1 - v.r0) * columns;
+      const auto fill_taps = [&](int64_t first, int64_t count) {
+        int64_t r = v.r0 + first / columns, s = v.s0 + first % columns;
+        for (int64_t t = 0; t < count; ++t) {
+          const int64_t at = (v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w;
+          tap[t] = a.x + (n * g.h * g.w + at) * g.c;
+          where[t] = static_cast<int32_t>(at);
+          if (++s < v.s1) continue;
+          s = v.s0;
+          ++r;
+        }
+      };
+      if (taps > 0 && taps <= kTaps) fill_taps(0, taps);
       for (int64_t c0 = 0; c0 < g.c; c0 += kChannelBlock) {
         const int64_t cn = std::min(kChannelBlock, g.c - c0), at = p * g.c + c0;
         int32_t* index = a.index ? a.index + at : unused;
@@ -68,11 +80,7 @@ void max_pool(const PoolArgs& a) {
         std::fill_n(index, cn, -1);
         for (int64_t first = 0; first < taps; first += kTaps) {
           const int64_t count = std::min(kTaps, taps - first);
-          for (int64_t t = 0; t < count; ++t) {
-            const int64_t h = v.h0 + (v.r0 + (first + t) / columns) * g.dilation_h, w = v.w0 + (v.s0 + (first + t) % columns) * g.dilation_w;
-            tap[t] = a.x + ((n * g.h + h) * g.w + w) * g.c;
-            where[t] = static_cast<int32_t>(h * g.w + w);
-          }
+          if (taps > kTaps) fill_taps(first, count);
           k.max_taps(tap, where, count, c0, cn, a.y + at, index);
         }
       }
