@@ -2,6 +2,7 @@
 
 #include "detent/core/file.h"
 #include "detent/io/encodings.h"
+#include "detent/io/onnx/export.h"
 #include "detent/io/weights.h"
 
 namespace detent {
@@ -10,10 +11,12 @@ namespace io {
 
 std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOptions& o) {
   make_folders(o.folder);
-  const std::string weights = o.prefix + ".safetensors", encodings = o.prefix + ".encodings";
+  const std::string weights = o.prefix + ".safetensors", encodings = o.prefix + ".encodings", model = o.prefix + ".onnx", qdq = o.prefix + ".qdq.onnx";
   save_weights(sim.graph(), join_path(o.folder, weights));
   write_file_atomically(join_path(o.folder, encodings), std::string_view(write_encodings(sim.encodings(), o.encodings_version)));
-  return {weights, encodings};
+  save_onnx(sim.graph(), join_path(o.folder, model));
+  save_onnx(sim.graph(), join_path(o.folder, qdq), OnnxQuantization::qdq);
+  return {weights, encodings, model, qdq};
 }
 
 }  // namespace io

@@ -14,7 +14,8 @@ struct ExportOptions {
   std::string encodings_version = "1.0.0";
 };
 
-/// Writes PREFIX.safetensors (the float weights as they are) and PREFIX.encodings, each complete or not at all. Returns the file names in order.
+/// Writes PREFIX.safetensors (the float weights as they are), PREFIX.encodings, PREFIX.onnx and PREFIX.qdq.onnx (io/onnx/export.h), each complete or not at all.
+/// Returns the file names in order.
 std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOptions& options);
 
 }  // namespace detent::io
