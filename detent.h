@@ -12,6 +12,7 @@
 #include "detent/io/data/loader.h"
 #include "detent/io/encodings.h"
 #include "detent/io/export.h"
+#include "detent/io/onnx/export.h"
 #include "detent/io/safetensors.h"
 #include "detent/io/weights.h"
 #include "detent/nn/graph.h"
