@@ -192,7 +192,7 @@ Image synthetic_image(int64_t label, uint64_t seed, int64_t index, int64_t size,
   Canvas canvas{size, std::vector<float>(static_cast<size_t>(size * size * 3))};
   const auto side = static_cast<float>(size);
 
-  const float contrast = 170.0f - 80.0f * difficulty;
+  const float contrast = 200.0f - 100.0f * difficulty;
   const Colour ground = random_colour(rng);
   Colour other = random_colour(rng);
   for (int k = 0; k < 3; ++k) other.rgb[k] = ground.rgb[k] + 0.4f * (other.rgb[k] - ground.rgb[k]);
@@ -202,16 +202,16 @@ Image synthetic_image(int64_t label, uint64_t seed, int64_t index, int64_t size,
   const Colour first = unlike(rng, contrast, ground, other);
   const Colour second = unlike(rng, contrast, first, first);
   Placement p;
-  p.scale = side * rng.uniform(0.34f - 0.12f * difficulty, 0.42f);
+  p.scale = side * rng.uniform(0.38f - 0.16f * difficulty, 0.43f);
   p.x = rng.uniform(p.scale * 0.9f, side - p.scale * 0.9f);
   p.y = rng.uniform(p.scale * 0.9f, side - p.scale * 0.9f);
-  p.angle = rng.uniform(0, 2 * kPi);
+  p.angle = kPi * (0.1f + 0.9f * difficulty) * rng.uniform(-1, 1);
   p.stretch = rng.uniform(1.0f - 0.15f * difficulty, 1.0f + 0.15f * difficulty);
   p.period = std::max(rng.uniform(0.38f, 0.55f), 6.0f / p.scale);  // in units of the figure; never finer than six pixels
   p.wobble = rng.uniform(0, 2 * kPi);
   paint_figure(canvas, label, p, first, second);
 
-  const float noise = 4.0f + 22.0f * difficulty;
+  const float noise = 2.0f + 24.0f * difficulty;
   Image image{size, size, std::vector<uint8_t>(canvas.rgb.size())};
   for (size_t i = 0; i < canvas.rgb.size(); ++i) image.pixels[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(canvas.rgb[i] + noise * bell(rng)), 0.0f, 255.0f));
   return image;

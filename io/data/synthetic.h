@@ -20,8 +20,8 @@ struct SyntheticOptions {
   int64_t train_files = 4, valid_files = 1;
   int64_t image_size = 64;
   uint64_t seed = 0;
-  float difficulty = 0.5f;  ///< 0: large figures on plain ground; 1: small ones, faint, much clutter and noise
-  int quality = 90;         ///< of the JPEG files
+  float difficulty = 0.05f;  ///< 0: large, nearly upright figures on plain ground; 1: small ones at any angle, faint, much clutter and noise
+  int quality = 90;          ///< of the JPEG files
 };
 
 /// A figure of class `label` (0..9), RGB [size, size, 3]; another one for each index.
