@@ -46,4 +46,32 @@ Tensor reduce_to(const Tensor& x, const Shape& shape);
 /// x repeated along the axes where its extent is 1 or missing.
 Tensor broadcast_to(const Tensor& x, const Shape& shape);
 
+/// What an op keeps of an input it reads dense or coded.
+struct Kept {
+  Tensor x;
+  Grid grid;
+  ConvInput input() const;
+};
+Kept keep(const Var& x);
+
+/// A result on its way to a grid: buffers, the part of an Epilogue, and the backward pass to the value before quantization.
+class ToGrid {
+ public:
+  /// `keep_residual`: a gradient will be wanted.
+  ToGrid(const char* op, const Shape& shape, Device device, const GridTarget& target, bool keep_residual);
+  void fill(Epilogue& epilogue) const;
+  Var result() const;
+  bool learned() const { return learned_; }
+  /// Gradient before quantization from `dy`; gives those of min and max to the sink at inputs `at` and `at + 1` when the range is learned.
+  Tensor backward(const Tensor& dy, GradSink& sink, int at) const;
+
+ private:
+  Tensor codes_, residual_;
+  Grid grid_;
+  GridSpec spec_;
+  RangeGradient rule_;
+  bool learned_;
+  Range range_;
+};
+
 }  // namespace detent::ops

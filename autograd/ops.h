@@ -168,4 +168,23 @@ Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView&
 Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<const Grid> grids, const ChannelView& view, const GridSpec& spec,
                        RangeGradient rule = RangeGradient::aimet, EmitCodes emit = EmitCodes::no);
 
+// ---- fused with quantization -------------------------------------------------------------------------------------------------------------------
+// What a Plan runs in place of several ops: the same values bit for bit, one byte kept per element for the backward pass instead of two floats. Range
+// gradients see the rounding residual in steps of 1/252.
+
+/// The per-tensor grid a result is put on, within 0..255. With min and max (each [1]) the range is learned, without them the mask is straight-through.
+struct GridTarget {
+  Grid grid;
+  GridSpec spec;
+  RangeGradient rule = RangeGradient::aimet;
+  Var min, max;
+};
+/// quantize(clamp(conv2d(x, w) + bias)): a coded Var.
+Var conv2d_quantized(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec, const GridTarget& target);
+Var dense_quantized(const Var& x, const Var& w, const Var* bias, const GridTarget& target);
+/// clamp(a + b) of equal shapes; dense or coded.
+Var add_clamped(const Var& a, const Var& b, float lo, float hi);
+/// quantize(clamp(a + b)): a coded Var.
+Var add_quantized(const Var& a, const Var& b, float lo, float hi, const GridTarget& target);
+
 }  // namespace detent

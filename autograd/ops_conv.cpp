@@ -1,27 +1,11 @@
+#include <optional>
+
 #include "detent/autograd/op_support.h"
 
 namespace detent {
 namespace {
 
 bool clamps(float lo, float hi) { return lo > -kInfinity || hi < kInfinity; }
-
-// What a convolution keeps of its input: the codes where there are any, else the dense value.
-struct Kept {
-  Tensor x;
-  Grid grid;
-  ConvInput input() const {
-    ConvInput in;
-    if (x.dtype() == DType::u8) {
-      in.codes = x.data<uint8_t>();
-      in.grid = grid;
-    } else {
-      in.x = x.data<float>();
-    }
-    return in;
-  }
-};
-
-Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid} : Kept{x.dense(), {}}; }
 
 ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const Conv2dSpec& spec) {
   return {.n = x[0],
@@ -43,25 +27,37 @@ ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const C
 }
 
 // Dense is a convolution of one image of a single row: the same kernels, the same coded inputs.
-Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const ConvGeometry& g, const Shape& y_shape, float lo, float hi) {
+Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const ConvGeometry& g, const Shape& y_shape, float lo, float hi, const GridTarget* target = nullptr) {
   const Device device = x.device();
-  const Kept kept_x = keep(x);
+  const ops::Kept kept_x = ops::keep(x);
   const Tensor wt = w.dense();
-  Tensor y(y_shape, DType::f32, device);
+  const bool wanted = x.tracked() || w.tracked() || (bias && bias->tracked()) || (target && target->min.tracked());
+  std::optional<ops::ToGrid> to_grid;
+  if (target) to_grid.emplace(op, y_shape, device, *target, wanted);
+  Tensor y;
   Conv2dArgs args{.geometry = g, .input = kept_x.input(), .w = wt.data<float>(), .epilogue = {}};
   args.epilogue.bias = bias ? bias->dense().data<float>() : nullptr;
   args.epilogue.clamp_min = lo;
   args.epilogue.clamp_max = hi;
-  args.epilogue.y = y.data<float>();
+  if (to_grid) {
+    to_grid->fill(args.epilogue);
+  } else {
+    y = Tensor(y_shape, DType::f32, device);
+    args.epilogue.y = y.data<float>();
+  }
   ops::kernels(device).conv2d(args);
+  if (!wanted) return to_grid ? to_grid->result() : Var(std::move(y));
 
   const bool needs_bias = bias && bias->tracked();
-  const Kept saved_x = w.tracked() || needs_bias ? kept_x : Kept{};
+  const ops::Kept saved_x = w.tracked() || needs_bias ? kept_x : ops::Kept{};
   const Tensor saved_w = x.tracked() ? wt : Tensor();
-  const Tensor saved_y = clamps(lo, hi) ? y : Tensor();
+  const Tensor saved_y = !to_grid && clamps(lo, hi) ? y : Tensor();
+  const int range_at = bias ? 3 : 2;
   const Shape x_shape = x.shape(), w_shape = w.shape();
   BackwardFn backward = [=](const Tensor& upstream, GradSink& sink) {
-    const Tensor dy = saved_y.defined() ? ops::apply_backward({PointwiseKind::clip, lo, hi}, saved_y, upstream) : upstream;
+    const Tensor dy = to_grid              ? to_grid->backward(upstream, sink, range_at)
+                      : saved_y.defined() ? ops::apply_backward({PointwiseKind::clip, lo, hi}, saved_y, upstream)
+                                          : upstream;
     const Kernels& k = ops::kernels(dy.device());
     if (sink.needs(0)) {
       Tensor dx(x_shape, DType::f32, dy.device());
@@ -79,8 +75,10 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
       sink.add(2, ops::reduce_to(dy, Shape{g.k}));
     }
   };
-  if (bias) return Tape::record(op, {x, w, *bias}, Var(std::move(y)), std::move(backward));
-  return Tape::record(op, {x, w}, Var(std::move(y)), std::move(backward));
+  std::vector<Var> inputs{x, w};
+  if (bias) inputs.push_back(*bias);
+  if (to_grid && to_grid->learned()) inputs.insert(inputs.end(), {target->min, target->max});
+  return Tape::record(op, inputs, to_grid ? to_grid->result() : Var(std::move(y)), std::move(backward));
 }
 
 void check_common(const char* op, const Var& x, const Var& w, const Var* bias) {
@@ -113,11 +111,17 @@ Shape conv2d_shape(const Shape& x, const Shape& w, const Conv2dSpec& spec) {
   return y;
 }
 
-Var conv2d(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec) {
-  check_common("conv2d", x, w, bias);
+static Var checked_conv2d(const char* op, const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec, const GridTarget* target) {
+  check_common(op, x, w, bias);
   const Shape y = conv2d_shape(x.shape(), w.shape(), spec);
-  if (bias) ops::check_shape("conv2d", "bias", bias->shape(), Shape{y[3]});
-  return convolve("conv2d", x, w, bias, geometry_of(x.shape(), w.shape(), y, spec), y, spec.clamp_min, spec.clamp_max);
+  if (bias) ops::check_shape(op, "bias", bias->shape(), Shape{y[3]});
+  return convolve(op, x, w, bias, geometry_of(x.shape(), w.shape(), y, spec), y, spec.clamp_min, spec.clamp_max, target);
+}
+
+Var conv2d(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec) { return checked_conv2d("conv2d", x, w, bias, spec, nullptr); }
+
+Var conv2d_quantized(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec, const GridTarget& target) {
+  return checked_conv2d("conv2d_quantized", x, w, bias, spec, &target);
 }
 
 Shape dense_shape(const Shape& x, const Shape& w) {
@@ -127,12 +131,15 @@ Shape dense_shape(const Shape& x, const Shape& w) {
   return {x[0], w[0]};
 }
 
-Var dense(const Var& x, const Var& w, const Var* bias) {
-  check_common("dense", x, w, bias);
+static Var checked_dense(const char* op, const Var& x, const Var& w, const Var* bias, const GridTarget* target) {
+  check_common(op, x, w, bias);
   const Shape y = dense_shape(x.shape(), w.shape());
-  if (bias) ops::check_shape("dense", "bias", bias->shape(), Shape{y[1]});
+  if (bias) ops::check_shape(op, "bias", bias->shape(), Shape{y[1]});
   const ConvGeometry g{.n = 1, .h = 1, .w = y[0], .c = x.shape()[1], .k = y[1], .oh = 1, .ow = y[0]};
-  return convolve("dense", x, w, bias, g, y, -kInfinity, kInfinity);
+  return convolve(op, x, w, bias, g, y, -kInfinity, kInfinity, target);
 }
+
+Var dense(const Var& x, const Var& w, const Var* bias) { return checked_dense("dense", x, w, bias, nullptr); }
+Var dense_quantized(const Var& x, const Var& w, const Var* bias, const GridTarget& target) { return checked_dense("dense_quantized", x, w, bias, &target); }
 
 }  // namespace detent

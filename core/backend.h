@@ -25,7 +25,8 @@ struct Epilogue {
   Grid grid;                    // per tensor
   float* y = nullptr;           // dense result; after quantization dequantize(q). May be null when codes are asked for
   uint8_t* codes = nullptr;     // q as a byte (qmin >= 0, qmax <= 255), or null
-  int8_t* residual = nullptr;   // for the backward pass, or null: -128 = no gradient to x, else rint(254 * (v/s - rint(v/s))), see quant_math.h
+  int8_t* residual = nullptr;   // for the backward pass, or null: residual_byte of quant_math.h
+  bool mask_on_value = false;   // residual_byte's on_value
 };
 
 /// The input of a convolution: dense f32, or codes of a grid (then x is null); codes read as scale * (q - zero_point).
@@ -194,6 +195,25 @@ struct DequantizeArgs {
   int64_t n = 0;
 };
 
+/// v = a + b, elementwise, through the epilogue (without bias).
+struct AddArgs {
+  int64_t n = 0;
+  ConvInput a, b;
+  Epilogue epilogue;
+};
+
+/// Backward of an epilogue with quantize, from what it kept: dx = dy where the residual lets it pass, else 0; sums as in FakeQuantBackwardArgs, per tensor.
+struct QuantizedBackwardArgs {
+  int64_t n = 0;
+  const uint8_t* codes = nullptr;
+  const int8_t* residual = nullptr;
+  Grid grid;
+  const float* dy = nullptr;
+  float* dx = nullptr;           // may be dy
+  double* scale_sum = nullptr;   // one each, or null
+  double* clip_sum = nullptr;
+};
+
 /// dx = dy inside the grid (decided on the rounded value; with mask_on_value on x itself: scale*(qmin-z) <= x <= scale*(qmax-z)), else 0.
 /// Per channel: scale_sum = sum dy * (inside ? rint(x/s) - x/s : q - z), clip_sum = sum dy * (1 - inside). A NaN x gives neither.
 /// range_grads_from_sums in quant_math.h turns the sums into dmin and dmax.
@@ -320,6 +340,8 @@ struct Kernels {
   void (*fake_quant)(const FakeQuantArgs&);
   void (*dequantize)(const DequantizeArgs&);
   void (*fake_quant_backward)(const FakeQuantBackwardArgs&);
+  void (*add)(const AddArgs&);
+  void (*quantized_backward)(const QuantizedBackwardArgs&);
   void (*min_max)(const MinMaxArgs&);
   void (*histogram_acc)(const HistogramArgs&);
   void (*resize)(const ResizeArgs&);

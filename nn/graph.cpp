@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "detent/core/error.h"
+#include "detent/nn/plan.h"
 
 namespace detent::nn {
 
@@ -156,20 +157,11 @@ std::vector<Var> Graph::forward(const Context& context, std::span<const Var> inp
 std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted) {
   DETENT_CHECK(inputs.size() == inputs_.size(), "graph: ", inputs.size(), " inputs given, ", inputs_.size(), " expected");
   std::vector<Var> vars(values_.size());
-  std::vector<int> uses(values_.size(), 0);
-  for (const Node& n : nodes_) {
-    for (Value v : n.inputs) ++uses[static_cast<size_t>(v.id)];
-  }
-  for (Value v : wanted) ++uses[static_cast<size_t>(v.id)];
-  const auto place = [&](Value v, Var x) {
+  const auto place = [&](Value v, const Var& x) {
     const ValueInfo& info = values_[static_cast<size_t>(v.id)];
-    if (!tap_ && !info.transform) {
-      vars[static_cast<size_t>(v.id)] = std::move(x);
-      return;
-    }
     Var y = info.transform ? info.transform->apply(context, x) : x;
     if (tap_) tap_(v, x, y);
-    vars[static_cast<size_t>(v.id)] = std::move(y);
+    return y;
   };
   for (size_t i = 0; i < inputs.size(); ++i) {
     const ValueInfo& info = value(inputs_[i]);
@@ -177,20 +169,41 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
     bool fits = s.rank() == info.shape.rank() && s[0] > 0;
     for (int d = 1; fits && d < s.rank(); ++d) fits = s[d] == info.shape[d];
     DETENT_CHECK(fits, "graph: input \"", info.name, "\" is ", s, ", expected ", info.shape, " with any batch size of at least 1");
-    place(inputs_[i], inputs[i]);
+    vars[static_cast<size_t>(inputs_[i].id)] = place(inputs_[i], inputs[i]);
   }
+  // A tap sees every value, so nothing may be fused under it.
+  const bool planned = execution_ == Execution::planned && !tap_;
+  std::vector<PlanStep> steps;
+  if (planned) {
+    steps = compile_plan(*this);
+  } else {
+    for (size_t i = 0; i < nodes_.size(); ++i) steps.push_back({.head = static_cast<int>(i), .norm = -1, .output = nodes_[i].output});
+  }
+  std::vector<int> uses(values_.size(), 0);
+  for (const PlanStep& s : steps) {
+    for (const Value v : nodes_[static_cast<size_t>(s.head)].inputs) ++uses[static_cast<size_t>(v.id)];
+  }
+  for (const Value v : wanted) ++uses[static_cast<size_t>(v.id)];
   std::vector<Var> in;
-  for (const Node& n : nodes_) {
+  for (const PlanStep& s : steps) {
+    const Node& n = nodes_[static_cast<size_t>(s.head)];
     in.clear();
-    for (Value v : n.inputs) {
-      in.push_back(vars[static_cast<size_t>(v.id)]);
-      if (--uses[static_cast<size_t>(v.id)] == 0) vars[static_cast<size_t>(v.id)] = Var();
+    for (const Value v : n.inputs) {
+      Var& x = vars[static_cast<size_t>(v.id)];
+      in.push_back(x);
+      if (--uses[static_cast<size_t>(v.id)] == 0) x = Var();
     }
-    if (uses[static_cast<size_t>(n.output.id)] == 0) continue;
-    Var y = n.module->forward(context, in);
-    if (n.module->preserves_grid()) y.inherit_grids(in[0]);
+    if (uses[static_cast<size_t>(s.output.id)] == 0) continue;
+    Var y;
+    if (planned) {
+      y = run_step(*this, s, context, in);
+    } else {
+      Var x = n.module->forward(context, in);
+      if (n.module->preserves_grid()) x.inherit_grids(in[0]);
+      y = place(s.output, x);
+    }
     in.clear();
-    place(n.output, std::move(y));
+    vars[static_cast<size_t>(s.output.id)] = std::move(y);
   }
   std::vector<Var> result;
   for (Value v : wanted) result.push_back(vars[static_cast<size_t>(v.id)]);

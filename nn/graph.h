@@ -78,6 +78,10 @@ class Graph {
   /// Puts another module in a node's place; inputs unchanged. Throws Error when the output shape would change.
   void replace(int node, std::unique_ptr<Module> module);
 
+  /// Off: every node runs by itself, the reference of the Plan (nn/plan.h).
+  enum class Execution : uint8_t { planned, node_by_node };
+  void set_execution(Execution e) { execution_ = e; }
+
   void set_mode(Mode mode) { mode_ = mode; }
   Mode mode() const { return mode_; }
 
@@ -105,6 +109,7 @@ class Graph {
   std::vector<ValueInfo> values_;
   std::vector<Value> inputs_, outputs_;
   Mode mode_ = Mode::automatic;
+  Execution execution_ = Execution::planned;
   Tap tap_;
 };
 

@@ -4,12 +4,13 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
 #include <vector>
 
-#include "detent/autograd/tape.h"
+#include "detent/autograd/ops.h"
 
 namespace detent::nn {
 
@@ -25,6 +26,11 @@ class Transform {
  public:
   virtual ~Transform() = default;
   virtual Var apply(const Context& context, const Var& x) = 0;
+  /// The grid apply() would put a value of so many elements on, when a fused op may do it instead; nothing otherwise.
+  virtual std::optional<GridTarget> grid_target(int64_t elements) {
+    (void)elements;
+    return std::nullopt;
+  }
   /// Its own parameters (learned ranges), named under the slot's name.
   virtual void visit(const std::string& prefix, Visitor& visitor) = 0;
 };

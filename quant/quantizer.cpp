@@ -195,12 +195,27 @@ Var Quantizer::apply(const nn::Context&, const Var& x) {
   } else {
     refresh();
     const ChannelView v = view(x.shape());
-    const bool keep_min = spec_.rule != RangeRule::aimet && spec_.min_bound && *spec_.min_bound == 0.0;
-    y = fake_quant_learned(x, learned_bound(min_, x.shape().elements() / v.channels), learned_bound(max_, x.shape().elements() / v.channels), grids_, v, spec_.grid,
-                           keep_min ? RangeGradient::keep_min : RangeGradient::aimet);
+    const int64_t each = x.shape().elements() / v.channels;
+    y = fake_quant_learned(x, learned_bound(min_, each), learned_bound(max_, each), grids_, v, spec_.grid, range_gradient());
   }
   y.set_grids(grids_);
   return y;
+}
+
+RangeGradient Quantizer::range_gradient() const {
+  return spec_.rule != RangeRule::aimet && spec_.min_bound && *spec_.min_bound == 0.0 ? RangeGradient::keep_min : RangeGradient::aimet;
+}
+
+std::optional<GridTarget> Quantizer::grid_target(int64_t elements) {
+  if (spec_.parameter || spec_.rule == RangeRule::aimet || (state_ != QuantizerState::frozen && state_ != QuantizerState::learning)) return std::nullopt;
+  const Grid g = grids().front();
+  if (grids_.size() != 1 || g.qmin < 0 || g.qmax > 255) return std::nullopt;
+  GridTarget t{.grid = g, .spec = spec_.grid, .rule = range_gradient(), .min = {}, .max = {}};
+  if (state_ == QuantizerState::learning) {
+    t.min = learned_bound(min_, elements);
+    t.max = learned_bound(max_, elements);
+  }
+  return t;
 }
 
 void Quantizer::visit(const std::string&, nn::Visitor& visitor) {

@@ -42,6 +42,8 @@ class Quantizer final : public nn::Transform {
   Quantizer(std::string name, const QuantizerSpec& spec);
 
   Var apply(const nn::Context& context, const Var& x) override;
+  /// Per tensor, within a byte, frozen or learning; under RangeRule::aimet nothing, as its gradients are exact.
+  std::optional<GridTarget> grid_target(int64_t elements) override;
   /// The learned bounds "NAME.min" and "NAME.max", while learning.
   void visit(const std::string& prefix, nn::Visitor& visitor) override;
 
@@ -87,6 +89,7 @@ class Quantizer final : public nn::Transform {
   void refresh();
   ChannelView view(const Shape& shape) const;
   Var learned_bound(nn::Parameter& bound, int64_t elements) const;
+  RangeGradient range_gradient() const;
 
   std::string name_;
   QuantizerSpec spec_;

@@ -154,6 +154,7 @@ TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, 
   t.y = e.y;
   t.codes = e.quantize ? e.codes : nullptr;
   t.residual = e.quantize ? e.residual : nullptr;
+  t.mask_on_value = e.mask_on_value;
   t.channels = channels;
   t.stream = false && pixels > 0 && vector > 0;
   return t;

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "detent/core/math/quant_math.h"
+
 namespace detent::cpu {
 
 /// Epilogue of core/backend.h, prepared: grid bounds as floats. Pointers are to channel 0 of pixel 0.
@@ -16,6 +18,7 @@ struct TileEpilogue {
   float* y = nullptr;
   uint8_t* codes = nullptr;
   int8_t* residual = nullptr;
+  bool mask_on_value = false;
   int64_t channels = 0;  // of the whole output: distance between pixels
   bool stream = false;   // y is 64-byte aligned, whole vectors, and too large to stay in cache
 };

@@ -35,10 +35,11 @@ DETENT_INLINE void finish(F v, const TileEpilogue& e, int64_t k, int64_t at, int
   if (e.y) Vec::store(e.y + at, Vec::mul(s, Vec::sub(q, z)), n);
   if (e.codes) Vec::store_bytes(e.codes + at, q, n);
   if (e.residual) {
-    const Vec::M inside = Vec::both(Vec::le(lo, raw), Vec::le(raw, hi));
-    const F grad = Vec::rint(Vec::mul(Vec::set(254.0f), Vec::sub(rounded, t)));
-    const F none = Vec::set(-128.0f);
-    Vec::store_bytes(reinterpret_cast<uint8_t*>(e.residual) + at, Vec::select(masked, none, Vec::select(inside, grad, none)), n);
+    const Vec::M inside = e.mask_on_value ? Vec::both(Vec::le(Vec::mul(s, Vec::sub(lo, z)), v), Vec::le(v, Vec::mul(s, Vec::sub(hi, z))))
+                                          : Vec::both(Vec::le(lo, raw), Vec::le(raw, hi));
+    const F grad = Vec::rint(Vec::mul(Vec::set(kResidualScale), Vec::sub(rounded, t)));
+    const F kept = Vec::select(masked, Vec::set(kMasked), grad);
+    Vec::store_bytes(reinterpret_cast<uint8_t*>(e.residual) + at, Vec::select(inside, kept, Vec::set(kOutside)), n);
   }
 }
 

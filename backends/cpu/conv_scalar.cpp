@@ -22,7 +22,7 @@ void store(const Epilogue& e, int64_t i, int64_t k, double acc) {
   const int32_t q = quantize(v, e.grid);
   if (e.y) e.y[i] = dequantize(q, e.grid);
   if (e.codes) e.codes[i] = static_cast<uint8_t>(q);
-  if (e.residual) e.residual[i] = residual_byte(v, e.grid, masked);
+  if (e.residual) e.residual[i] = residual_byte(v, e.grid, masked, e.mask_on_value);
 }
 
 }  // namespace

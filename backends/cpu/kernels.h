@@ -28,6 +28,8 @@ void batch_norm_backward(const BatchNormBackwardArgs&);
 void fake_quant(const FakeQuantArgs&);
 void dequantize(const DequantizeArgs&);
 void fake_quant_backward(const FakeQuantBackwardArgs&);
+void add(const AddArgs&);
+void quantized_backward(const QuantizedBackwardArgs&);
 void min_max(const MinMaxArgs&);
 void histogram_acc(const HistogramArgs&);
 void resize(const ResizeArgs&);

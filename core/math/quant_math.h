@@ -57,13 +57,22 @@ DETENT_HD float round_to_accumulator_grid(float bias, float input_scale, float w
   return static_cast<float>(c * static_cast<double>(s));
 }
 
-/// What a fused forward keeps for the backward pass of clamp + quantize, one byte: -128 = no gradient to v (outside the grid, or at or outside the
-/// clamp), else rint(254 * (rint(v/s) - v/s)), in [-127,127]. Outside the grid the range term is the code itself, q - z.
-DETENT_HD int8_t residual_byte(float v, const Grid& g, bool masked) {
+/// What a fused forward keeps for the backward pass of clamp + quantize, one byte. kOutside: outside the grid, no gradient to v and the range term is the
+/// code itself, q - z. kMasked: on the grid but at or outside the clamp, no gradient and no range term. Else round(252 * (rint(v/s) - v/s)): the gradient
+/// passes and the range term is the residual.
+constexpr int8_t kOutside = -128;
+constexpr int8_t kMasked = -127;
+constexpr float kResidualScale = 252.0f;
+
+/// on_value: outside is decided on v itself (AIMET's plain straight-through mask) instead of on the rounded value.
+DETENT_HD int8_t residual_byte(float v, const Grid& g, bool masked, bool on_value = false) {
   const float t = v / g.scale;
-  const float q = rintf(t) + static_cast<float>(g.zero_point);
-  if (masked || !(q >= static_cast<float>(g.qmin) && q <= static_cast<float>(g.qmax))) return -128;
-  return static_cast<int8_t>(rintf(254.0f * (rintf(t) - t)));
+  const float n = rintf(t), z = static_cast<float>(g.zero_point);
+  const float q = n + z;
+  const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
+  const bool inside = on_value ? v >= g.scale * (lo - z) && v <= g.scale * (hi - z) : q >= lo && q <= hi;
+  if (!inside) return kOutside;
+  return masked ? kMasked : static_cast<int8_t>(rintf(kResidualScale * (n - t)));
 }
 
 // ---- range -> grid ---------------------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@
 
 #include "detent/core/error.h"
 #include "detent/core/file.h"
+#include "detent/io/data/synthetic.h"
+#include "progress.h"
 
 namespace qat {
 
@@ -15,6 +17,15 @@ std::string cache_folder() {
   return detent::join_path(home, ".cache/detent");
 }
 
-std::string built_in_data(bool) { detent::fail("built-in data: to come"); }
+std::string built_in_data(bool quiet) {
+  const detent::io::SyntheticOptions options;
+  const std::string folder = detent::join_path(cache_folder(), detent::text("figures-", options.image_size, "-", options.train_images, "-", options.difficulty));
+  // labels.txt is written last: without it an earlier run was interrupted, and the same bytes are made again.
+  if (!detent::file_exists(detent::join_path(folder, "labels.txt"))) {
+    say(quiet, detent::text("making ", options.train_images, " training and ", options.valid_images, " validation images in ", folder));
+    detent::io::write_synthetic(folder, options);
+  }
+  return folder;
+}
 
 }  // namespace qat

@@ -6,8 +6,15 @@
 namespace detent::nn {
 namespace {
 
-// An integer target keeps the bias as int32 on the grid s_x * s_w[k] (ONNX QLinearConv). When input and weight lie on grids the float path rounds it the
-// same way; the gradient passes straight through.
+void name_parameter(Parameter& p, const std::string& prefix, const char* kind, Visitor& visitor) {
+  p.name = prefix + "." + kind;
+  if (p.value.defined()) visitor.parameter(p);
+}
+
+void check_one(std::span<const Shape> inputs, const char* op) { DETENT_CHECK(inputs.size() == 1, op, ": ", inputs.size(), " inputs given, 1 expected"); }
+
+}  // namespace
+
 Var on_accumulator_grid(const Var& bias, const Var& x, const Var& w) {
   if (!x.grids() || !w.grids() || x.grids()->size() != 1) return bias;
   const float sx = x.grids()->front().scale;
@@ -17,15 +24,6 @@ Var on_accumulator_grid(const Var& bias, const Var& x, const Var& w) {
   Tensor y = Tensor::from<float>(bias.shape(), rounded).to(bias.dense().device());
   return Tape::record("round_bias", {bias}, Var(std::move(y)), [](const Tensor& dy, GradSink& sink) { sink.add(0, dy); });
 }
-
-void name_parameter(Parameter& p, const std::string& prefix, const char* kind, Visitor& visitor) {
-  p.name = prefix + "." + kind;
-  if (p.value.defined()) visitor.parameter(p);
-}
-
-void check_one(std::span<const Shape> inputs, const char* op) { DETENT_CHECK(inputs.size() == 1, op, ": ", inputs.size(), " inputs given, 1 expected"); }
-
-}  // namespace
 
 Conv2d::Conv2d(const Options& options) : options_(options) {
   const auto& o = options_;

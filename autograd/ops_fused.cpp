@@ -1,0 +1,96 @@
+#include "detent/autograd/op_support.h"
+
+namespace detent {
+
+namespace ops {
+
+ConvInput Kept::input() const {
+  ConvInput in;
+  if (x.dtype() == DType::u8) {
+    in.codes = x.data<uint8_t>();
+    in.grid = grid;
+  } else {
+    in.x = x.data<float>();
+  }
+  return in;
+}
+
+Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid} : Kept{x.dense(), {}}; }
+
+ToGrid::ToGrid(const char* op, const Shape& shape, Device device, const GridTarget& t, bool keep_residual)
+    : codes_(shape, DType::u8, device), grid_(t.grid), spec_(t.spec), rule_(t.rule), learned_(t.min.defined()) {
+  DETENT_CHECK(is_valid(t.grid) && t.grid.qmin >= 0 && t.grid.qmax <= 255, op, ": the grid with scale ", t.grid.scale, " and codes ", t.grid.qmin, "..", t.grid.qmax, " does not fit a byte");
+  if (keep_residual) residual_ = Tensor(shape, DType::s8, device);
+  if (learned_) range_ = {static_cast<double>(t.min.dense().item()), static_cast<double>(t.max.dense().item())};
+}
+
+void ToGrid::fill(Epilogue& e) const {
+  Tensor codes = codes_, residual = residual_;
+  e.quantize = true;
+  e.grid = grid_;
+  e.codes = codes.data<uint8_t>();
+  e.residual = residual.defined() ? residual.data<int8_t>() : nullptr;
+  e.mask_on_value = !learned_;
+}
+
+Var ToGrid::result() const { return Var(Coded{codes_, grid_}); }
+
+Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at) const {
+  Tensor dx(dy.shape(), DType::f32, dy.device());
+  Tensor sums(Shape{2}, DType::i64, dy.device());  // doubles in the memory of 64-bit integers
+  QuantizedBackwardArgs args{.n = dy.elements(), .codes = codes_.data<uint8_t>(), .residual = residual_.data<int8_t>(), .grid = grid_, .dy = dy.data<float>(), .dx = dx.data<float>()};
+  args.scale_sum = static_cast<double*>(sums.raw());
+  args.clip_sum = args.scale_sum + 1;
+  kernels(dy.device()).quantized_backward(args);
+  if (learned_ && (sink.needs(at) || sink.needs(at + 1))) {
+    double s[2];
+    backend(dy.device()).copy(s, Device{}, sums.raw(), dy.device(), sizeof s);
+    const RangeGrads g = range_grads_from_sums(s[0], s[1], range_, spec_, rule_);
+    if (sink.needs(at)) sink.add(at, Tensor::full(Shape{1}, static_cast<float>(g.min), dy.device()));
+    if (sink.needs(at + 1)) sink.add(at + 1, Tensor::full(Shape{1}, static_cast<float>(g.max), dy.device()));
+  }
+  return dx;
+}
+
+}  // namespace ops
+
+namespace {
+
+Var fused_add(const char* op, const Var& a, const Var& b, float lo, float hi, const GridTarget* target) {
+  const Device device = ops::check_args(op, {{"a", a}, {"b", b}});
+  ops::check_shape(op, "b", b.shape(), a.shape());
+  const ops::Kept ka = ops::keep(a), kb = ops::keep(b);
+  AddArgs args{.n = a.shape().elements(), .a = ka.input(), .b = kb.input(), .epilogue = {}};
+  args.epilogue.clamp_min = lo;
+  args.epilogue.clamp_max = hi;
+  const bool wanted = a.tracked() || b.tracked() || (target && target->min.tracked());
+  std::vector<Var> inputs{a, b};
+  if (!target) {
+    Tensor y(a.shape(), DType::f32, device);
+    args.epilogue.y = y.data<float>();
+    ops::kernels(device).add(args);
+    return Tape::record(op, inputs, Var(y), [=](const Tensor& dy, GradSink& sink) {
+      const Tensor d = lo > -kInfinity || hi < kInfinity ? ops::apply_backward({PointwiseKind::clip, lo, hi}, y, dy) : dy;
+      for (int i = 0; i < 2; ++i) {
+        if (sink.needs(i)) sink.add(i, d);
+      }
+    });
+  }
+  const ops::ToGrid to_grid(op, a.shape(), device, *target, wanted);
+  to_grid.fill(args.epilogue);
+  ops::kernels(device).add(args);
+  if (to_grid.learned()) inputs.insert(inputs.end(), {target->min, target->max});
+  return Tape::record(op, inputs, to_grid.result(), [=](const Tensor& dy, GradSink& sink) {
+    const Tensor d = to_grid.backward(dy, sink, 2);
+    for (int i = 0; i < 2; ++i) {
+      if (sink.needs(i)) sink.add(i, d);
+    }
+  });
+}
+
+}  // namespace
+
+Var add_clamped(const Var& a, const Var& b, float lo, float hi) { return fused_add("add_clamped", a, b, lo, hi, nullptr); }
+Var add_quantized(const Var& a, const Var& b, float lo, float hi, const GridTarget& target) { return fused_add("add_quantized", a, b, lo, hi, &target); }
+
+}  // namespace detent

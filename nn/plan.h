@@ -1,0 +1,24 @@
+// Plan: a throw-away schedule of a Graph that computes the same values in fewer passes. A step is a node, or a chain that one kernel runs:
+// conv/dense + batch norm + clamp + quantize, batch norm + clamp, add + clamp + quantize. Compiled anew whenever the Graph or its transforms changed.
+#pragma once
+
+#include <vector>
+
+#include "detent/nn/graph.h"
+
+namespace detent::nn {
+
+struct PlanStep {
+  int head = -1;                 ///< the node that computes: Conv, Gemm, BatchNormalization, Add, or any other run as it is
+  int norm = -1;                 ///< a batch norm behind a convolution or dense layer
+  float clamp_min = -kInfinity, clamp_max = kInfinity;
+  Value output;                  ///< the value that the chain's last node computes
+};
+
+/// Chains are cut at values that others read, that are outputs or that carry a transform.
+std::vector<PlanStep> compile_plan(const Graph& graph);
+
+/// Runs one step on its head's inputs and returns the value of step.output behind its transform.
+Var run_step(Graph& graph, const PlanStep& step, const Context& context, std::span<const Var> inputs);
+
+}  // namespace detent::nn
