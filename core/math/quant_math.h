@@ -142,6 +142,15 @@ DETENT_HD GridSolution solve_grid(Range range, const GridSpec& spec) {
   return g;
 }
 
+/// What a learned pair of bounds means: a signed symmetric quantizer has one degree of freedom, max, and min is -max. Bounds that training moved to one
+/// side of zero keep their width, and zero stays on the grid (the zero point is clamped), as the gradients of range_grads_from_sums assume.
+DETENT_HD Range learned_range(const Range& r, const GridSpec& spec) {
+  if (is_signed_symmetric(r, spec)) return Range{-r.max, r.max};
+  if (r.min > 0.0) return Range{0.0, r.max - r.min};
+  if (r.max < 0.0) return Range{r.min - r.max, 0.0};
+  return r;
+}
+
 DETENT_HD Grid grid_from_range(Range range, const GridSpec& spec) { return solve_grid(range, spec).grid(); }
 
 /// What the grid covers: scale * (qmin - z) .. scale * (qmax - z).
@@ -182,7 +191,8 @@ struct RangeGrads {
 /// dL/dmin and dL/dmax of a learned range from the sums of FakeQuantBackwardArgs: scale_sum = sum dy * dq/dscale with the zero point held, clip_sum = sum of
 /// dy over the clipped elements. Symmetric grids have one degree of freedom, the scale max / qmax, so dmin = -dmax.
 DETENT_HD RangeGrads range_grads_from_sums(double scale_sum, double clip_sum, const Range& range, const GridSpec& spec, RangeGradient rule = RangeGradient::aimet) {
-  const Range r = gate_range(range, kMinWidth);
+  Range r = range;  // not made to hold zero: see learned_range
+  r.max = r.max < r.min + kMinWidth ? r.min + kMinWidth : r.max;
   RangeGrads g;
   if (is_signed_symmetric(r, spec)) {
     g.max = scale_sum / signed_qmax(spec.bits);

@@ -40,9 +40,9 @@ void fold_backward(Tensor& weight, Tensor& bias, const NormTerms& norm) {
   std::vector<double> b = bias_values(bias, weight.dim(0));
   const size_t row = w.size() / k;
   for (size_t i = 0; i < k; ++i) {
-    const double s = norm.gamma[i] / norm.sigma[i];
+    const double s = fold_factor(norm, i);
     for (size_t j = 0; j < row; ++j) w[i * row + j] = static_cast<float>(static_cast<double>(w[i * row + j]) * s);
-    b[i] = norm.beta[i] - (norm.mean[i] - b[i]) * s;
+    b[i] = folded_bias(norm, i, b[i]);
   }
   weight = Tensor::from<float>(weight.shape(), w).to(weight.device());
   bias = to_tensor(b, weight.device());

@@ -11,6 +11,10 @@ struct NormTerms {
 };
 NormTerms norm_terms(const Tensor& gamma, const Tensor& beta, const Tensor& mean, const Tensor& var, double eps);
 
+/// gamma/sigma of a channel, and the bias of that channel behind a layer that had `bias`.
+inline double fold_factor(const NormTerms& norm, size_t i) { return norm.gamma[i] / norm.sigma[i]; }
+inline double folded_bias(const NormTerms& norm, size_t i, double bias) { return norm.beta[i] - (norm.mean[i] - bias) * fold_factor(norm, i); }
+
 /// layer -> norm: W'[k,...] = W[k,...] * s[k], b' = beta - (mean - b) * s with s = gamma/sigma. The weight's first dimension is the channel; an undefined bias is created.
 void fold_backward(Tensor& weight, Tensor& bias, const NormTerms& norm);
 
