@@ -1,6 +1,7 @@
 #include "detent/io/encodings.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <set>
 
@@ -48,6 +49,15 @@ void check_entry(const Encoding& e) {
   }
 }
 
+// The shortest decimal that reads back as this float: 0.1, not 0.10000000149011612.
+double decimal(float f) {
+  char buffer[32];
+  const auto end = std::to_chars(buffer, buffer + sizeof buffer, f).ptr;
+  double d = 0.0;
+  std::from_chars(buffer, end, d);
+  return static_cast<float>(d) == f ? d : static_cast<double>(f);
+}
+
 Json producer() { return {{"package", "detent"}, {"version", "1"}}; }
 
 Json quantizer_args(const quant::QuantizerArgs& a) {
@@ -66,14 +76,14 @@ Json entry_061(const Encoding& e) {
     return list;
   }
   for (const Grid& g : e.grids) {
-    const Range r = effective_range(g);
+    const double scale = decimal(g.scale);
     list.push_back({{"bitwidth", e.bits},
                     {"dtype", "int"},
                     {"is_symmetric", e.symmetric ? "True" : "False"},
-                    {"max", r.max},
-                    {"min", r.min},
+                    {"max", scale * static_cast<double>(static_cast<int64_t>(g.qmax) - g.zero_point)},
+                    {"min", scale * static_cast<double>(offset_of(g))},
                     {"offset", offset_of(g)},
-                    {"scale", static_cast<double>(g.scale)}});
+                    {"scale", scale}});
   }
   return list;
 }
@@ -85,7 +95,7 @@ Json entry_100(const Encoding& e) {
   j["scale"] = Json::array();
   j["offset"] = Json::array();
   for (const Grid& g : e.grids) {
-    j["scale"].push_back(static_cast<double>(g.scale));
+    j["scale"].push_back(decimal(g.scale));
     j["offset"].push_back(offset_of(g));
   }
   return j;
@@ -100,7 +110,7 @@ Json entry_200(const Encoding& e) {
   bool any = false;
   for (const Grid& g : e.grids) {
     DETENT_CHECK((g.qmin < 0) == is_signed, "encodings 2.0.0: \"", e.name, "\" has signed and unsigned channels; the format holds one type");
-    scales.push_back(static_cast<double>(g.scale));
+    scales.push_back(decimal(g.scale));
     zeros.push_back(g.zero_point);
     any = any || g.zero_point != 0;
   }

@@ -123,6 +123,7 @@ std::string RangeEstimator::save() const {
 }
 
 void RangeEstimator::load(std::string_view bytes) {
+  reset();  // unseen when anything below throws
   Reader in{bytes};
   const auto magic = in.get<uint32_t>();
   DETENT_CHECK(magic == kMagic, "estimator state begins with ", magic, ", not ", kMagic, "; it is not an estimator's");
@@ -132,7 +133,6 @@ void RangeEstimator::load(std::string_view bytes) {
   DETENT_CHECK(channels >= 0 && channels <= kMaxChannels && channels * 16 <= static_cast<int64_t>(bytes.size()), "estimator state claims ", channels, " channels in ", bytes.size(),
                " bytes; the checkpoint is damaged");
   resize(channels);
-  channels_ = 0;  // stays unseen when a read throws
   for (int64_t c = 0; c < channels; ++c) read(c, in);
   DETENT_CHECK(in.at == bytes.size(), "estimator state has ", bytes.size() - in.at, " bytes left over; the checkpoint is damaged");
   channels_ = channels;

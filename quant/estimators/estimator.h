@@ -38,7 +38,8 @@ class RangeEstimator {
   std::vector<Range> ranges(const GridSpec& spec) const;
   void reset();
 
-  /// Statistics as bytes for a checkpoint; load() throws Error when they are not such bytes, or another estimator's.
+  /// Statistics as bytes for a checkpoint; load() throws Error when they are not such bytes, or another estimator's; then
+  /// nothing counts as seen.
   std::string save() const;
   void load(std::string_view bytes);
 

@@ -44,8 +44,10 @@ class Noise {
   }
 
  private:
-  int bin_of(double v) const { return static_cast<int>(std::clamp(std::floor((v - h_.lo) / h_.width), 0.0, h_.bins() - 1.0)); }
-  int first_centre_from(double v) const { return static_cast<int>(std::clamp(std::ceil((v - h_.lo) / h_.width - 0.5), 0.0, static_cast<double>(h_.bins()))); }
+  // NaN (from ranges at the limits of double) counts as 0.
+  static int index(double v, int last) { return v > 0.0 ? static_cast<int>(std::min(v, static_cast<double>(last))) : 0; }
+  int bin_of(double v) const { return index(std::floor((v - h_.lo) / h_.width), h_.bins() - 1); }
+  int first_centre_from(double v) const { return index(std::ceil((v - h_.lo) / h_.width - 0.5), h_.bins()); }
   double squares(int begin, int end, double c) const {
     if (begin >= end) return 0.0;
     const double a0 = s0_[end] - s0_[begin], a1 = s1_[end] - s1_[begin], a2 = s2_[end] - s2_[begin];
@@ -145,12 +147,16 @@ std::vector<Candidate> sqnr_candidates(Range observed, int64_t steps, const Grid
     for (int k = 1; k <= deltas; ++k) out.push_back({widest * k / (deltas - 1), is_signed ? std::floor(-0.5 * n) : 0.0});
     return out;
   }
-  const double d = (observed.max - observed.min) / n, o = std::rint(observed.min / d);
+  // In float32 as AIMET's torch package: a range symmetric about zero has its zero point on a tie, which double would break the other way.
+  const float step32 = static_cast<float>(observed.max - observed.min) / static_cast<float>(n);
+  const bool fits = std::isfinite(step32) && step32 > 0.0f;
+  const double d = fits ? static_cast<double>(step32) : (observed.max - observed.min) / n;
+  const double o = fits ? static_cast<double>(std::rint(static_cast<float>(observed.min) / step32)) : std::rint(observed.min / d);
   const double lo = d * o, hi = d * (o + n);
   const int offsets = options.offset_candidates;
   for (int k = 1; k <= deltas; ++k) {
-    for (int i = 0; i <= offsets; ++i) {  // the last one is the observed offset
-      const double offset = i == offsets ? o : std::rint(-n + i * n / (offsets - 1)), step = d * k / (deltas - 1);
+    for (int i = 0; i < offsets; ++i) {  // the last one is the observed offset
+      const double offset = i == offsets - 1 ? o : std::rint(-n + i * n / (offsets - 2)), step = d * k / (deltas - 1);
       const double a = std::max(step * offset, lo), b = std::min(step * (offset + n), hi);
       if (b <= a) continue;
       const double delta = (b - a) / n;
@@ -249,7 +255,7 @@ double squared_error(const Histogram& h, const std::vector<int>& occupied, const
 Range mse_range(const Histogram& h, const GridSpec& spec) {
   const Range seen = occupied_edges(h);
   const size_t limit = h.bins() > 512 ? 64 : 512;  // the frozen histogram is searched in full, as AIMET's is
-  const std::vector<double> low = edges_between(h, seen.min, 0.0, limit), high = edges_between(h, 0.0, seen.max + h.width, limit);
+  const std::vector<double> low = edges_between(h, seen.min, 0.0, limit), high = edges_between(h, 0.0, seen.max + (h.bins() > 512 ? h.width : 0.0), limit);
   std::vector<int> occupied;
   for (int i = 0; i < h.bins(); ++i) {
     if (h.counts[i] > 0.0) occupied.push_back(i);
@@ -260,7 +266,7 @@ Range mse_range(const Histogram& h, const GridSpec& spec) {
     for (const double b : high) {
       if (a == 0.0 && b == 0.0) continue;
       const GridSolution g = solve_grid({a, b}, spec);
-      const double c = squared_error(h, occupied, g, {g.min, g.max});
+      const double c = squared_error(h, occupied, g, {std::max(a, g.min), std::min(b, g.max)});
       if (c < cost) cost = c, best = {a, b};
     }
   }

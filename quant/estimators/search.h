@@ -17,7 +17,7 @@ struct Candidate {
 
 struct SqnrOptions {
   int delta_candidates = 0;    ///< 0: 17 asymmetric, 101 symmetric
-  int offset_candidates = 21;  ///< asymmetric only
+  int offset_candidates = 21;  ///< asymmetric only; the observed offset is one of them
   double gamma = 3.0;          ///< weight of the error of clipped values
 };
 
