@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "detent/backends/cpu/conv_driver.h"
+#include "detent/backends/cpu/fma_peak.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
 #include "detent/core/parallel.h"
@@ -34,7 +35,7 @@ void conv2d(const ConvIsa& isa, const Conv2dArgs& a) {
   if (a.epilogue.quantize && (std::min({grid.qmin, grid.qmax, grid.zero_point}) < -kExact || std::max({grid.qmin, grid.qmax, grid.zero_point}) > kExact)) return scalar::conv2d(a);
   if (depthwise(g)) return depthwise_forward(isa, a);
   GatherConv c;
-  c.gather = forward_gather(g);
+  c.gather = forward_gather(g, a.input.x != nullptr);
   c.input = a.input;
   c.epilogue = a.epilogue;
   c.groups = g.groups;
@@ -42,7 +43,7 @@ void conv2d(const ConvIsa& isa, const Conv2dArgs& a) {
   c.channels = g.k / g.groups;
   c.weights = {a.w, c.channels * g.r * g.s * c.depth, g.s * c.depth, c.depth, 1, g.r * g.s * c.depth};
   // With few channels the s * c values of a window row, which lie together in NHWC, make one longer sum; that needs borders instead of absent taps.
-  if (g.groups == 1 && g.s > 1 && g.c < 16 && g.dilation_w == 1) {
+  if (g.groups == 1 && g.s > 1 && g.c <= 16 && g.dilation_w == 1) {
     c.depth = g.s * g.c;
     c.gather.taps.cols = 1;
     c.weights.tap_col = 0;
@@ -77,6 +78,22 @@ void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a) {
 const ConvIsa* conv_isa_avx2() { return nullptr; }
 const ConvIsa* conv_isa_avx512() { return nullptr; }
 #endif
+
+double fma_burst(Isa isa, int64_t rounds) {
+  const ConvIsa* const table = isa == Isa::avx512 ? conv_isa_avx512() : (isa == Isa::avx2 ? conv_isa_avx2() : nullptr);
+  if (table) {
+    // The comparison keeps the work: the value is never NaN.
+    const float value = table->fma_burst(rounds);
+    return value == value ? static_cast<double>(rounds) * 12 * table->vector * 2 : 0.0;
+  }
+  float acc[12] = {};
+  for (int64_t r = 0; r < rounds; ++r) {
+    for (float& v : acc) v = v * 0.999f + 0.001f;
+  }
+  float value = 0.0f;
+  for (float v : acc) value += v;
+  return value == value ? static_cast<double>(rounds) * 24 : 0.0;
+}
 
 void conv2d(const Conv2dArgs& a) { conv_isa() ? conv2d(*conv_isa(), a) : scalar::conv2d(a); }
 void conv2d_backward_data(const Conv2dBackwardDataArgs& a) { conv_isa() ? conv2d_backward_data(*conv_isa(), a) : scalar::conv2d_backward_data(a); }

@@ -61,8 +61,13 @@ struct Vec {
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(bytes))), _mm256_set1_epi32(minus)));
   }
 
-  // Writes `count` (at most 8 here) floats, or a few more.
-  DETENT_VEC void copy_some(float* dst, const float* src, int count) { _mm256_storeu_ps(dst, load(src, count < 8 ? count : 8)); }
+  // Writes N (at most 8 here) floats, or a few more.
+  template <int N>
+  DETENT_VEC void copy_some(float* dst, const float* src) {
+    _mm256_storeu_ps(dst, load(src, N < 8 ? N : 8));
+  }
+  DETENT_VEC void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+  DETENT_VEC void prefetch_far(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 
   DETENT_VEC void transpose(F (&m)[8]) {
     F t[8];
@@ -84,6 +89,9 @@ struct Vec {
   }
 };
 
+// A depthwise filter tile: taps and vectors kept in registers.
+constexpr int kDepthwiseTaps = 9, kDepthwiseVectors = 1;
+
 #include "detent/backends/cpu/conv_kernels.inl"
 
 constexpr ConvIsa kTable = {
@@ -99,8 +107,10 @@ constexpr ConvIsa kTable = {
     depthwise,
     depthwise_filter,
     transpose,
-    pack_rows,
+    pack_panels,
+    copy_rows,
     dequantize_codes,
+    fma_burst,
     column_sum};
 
 }  // namespace

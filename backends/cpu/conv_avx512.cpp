@@ -40,14 +40,19 @@ struct Vec {
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(count), p)), _mm512_set1_epi32(minus)));
   }
 
-  // Writes `count` floats, or a few more.
-  DETENT_VEC void copy_some(float* dst, const float* src, int count) {
-    if (count <= 8) {
-      _mm256_storeu_ps(dst, _mm256_maskz_loadu_ps(static_cast<__mmask8>(0xffu >> (8 - count)), src));
+  // Writes N floats, or a few more.
+  template <int N>
+  DETENT_VEC void copy_some(float* dst, const float* src) {
+    if constexpr (N == 4) {
+      _mm_storeu_ps(dst, _mm_loadu_ps(src));
+    } else if constexpr (N <= 8) {
+      _mm256_storeu_ps(dst, _mm256_maskz_loadu_ps(static_cast<__mmask8>(0xffu >> (8 - N)), src));
     } else {
-      _mm512_storeu_ps(dst, load(src, count));
+      _mm512_storeu_ps(dst, load(src, N < 16 ? N : 16));
     }
   }
+  DETENT_VEC void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+  DETENT_VEC void prefetch_far(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 
   DETENT_VEC void transpose(F (&m)[16]) {
     F t[16];
@@ -74,6 +79,9 @@ struct Vec {
   }
 };
 
+// A depthwise filter tile: taps and vectors kept in registers.
+constexpr int kDepthwiseTaps = 9, kDepthwiseVectors = 3;
+
 #include "detent/backends/cpu/conv_kernels.inl"
 
 constexpr ConvIsa kTable = {
@@ -91,8 +99,10 @@ constexpr ConvIsa kTable = {
     depthwise,
     depthwise_filter,
     transpose,
-    pack_rows,
+    pack_panels,
+    copy_rows,
     dequantize_codes,
+    fma_burst,
     column_sum};
 
 }  // namespace

@@ -76,7 +76,7 @@ void run(const ConvIsa& isa, const Phase& phase, const ConvInput& input, const f
 
 void depthwise_forward(const ConvIsa& isa, const Conv2dArgs& a) {
   Phase phase;
-  phase.gather = forward_gather(a.geometry);
+  phase.gather = forward_gather(a.geometry, a.input.x != nullptr);
   run(isa, phase, a.input, a.w, a.geometry, a.epilogue);
 }
 
@@ -92,7 +92,7 @@ void depthwise_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a
 }
 
 void depthwise_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a) {
-  const Gather g = forward_gather(a.geometry);
+  const Gather g = forward_gather(a.geometry, a.input.x != nullptr);
   const int64_t channels = g.in_c, taps = g.taps.count(), chunk = chunk_pixels(channels), row_stride = chunk + kTilePad, pixels = g.pixels();
   // Slices of whole chunks, at most 32, by shape alone.
   const int64_t chunks = (pixels + chunk - 1) / chunk, per_slice = (chunks + 31) / 32, slices = (chunks + per_slice - 1) / per_slice;

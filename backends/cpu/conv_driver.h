@@ -119,8 +119,8 @@ void run_gather(const ConvIsa& isa, const GatherConv& c);
 
 TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, int vector);
 
-/// Forward geometry as a gather.
-Gather forward_gather(const ConvGeometry& g);
+/// Forward geometry as a gather. With dense rows a pointwise convolution is one long row; codes are staged by rows and stay an image.
+Gather forward_gather(const ConvGeometry& g, bool dense);
 /// Calls fn(Gather, first weight row, step, first weight column, step) for each phase of the strides of backward-data.
 struct Phase {
   Gather gather;

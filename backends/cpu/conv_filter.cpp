@@ -9,11 +9,16 @@
 namespace detent::cpu {
 namespace {
 
-constexpr int64_t kBlock = 512;                 // pixels
-constexpr int64_t kTasks = 32;                  // wanted
-constexpr int64_t kSlicePixels = 1024;          // fewest
-constexpr int64_t kPartialFloats = 1 << 20;     // most, over all slices
-constexpr int64_t kRangeRows = 32;              // fewest output channels of a task: each needs all of x
+constexpr int64_t kBlock = 512;                 // pixels, at most
+constexpr int64_t kCopyBlock = 128;             // the same when x is copied, to the first-level cache
+constexpr int64_t kPackedFloats = 96 << 10;     // of dy in a block
+constexpr int64_t kTasks = 16;                  // wanted
+constexpr int64_t kSlices = 32;                 // most
+constexpr int64_t kSlicePixels = 768;           // fewest
+constexpr int64_t kPartialFloats = 2 << 20;     // most, over all slices
+constexpr int64_t kPartWindows = 4;             // fewest (tap, panel of x) pairs of a task: each needs all of dy packed
+constexpr int64_t kRangeRows = 64;              // fewest output channels of a task: each needs all of x
+constexpr int64_t kCopyPitch = 1024;            // floats between pixels from which x is copied: powers of two meet in few cache sets
 constexpr int64_t kStageWhole = 2 << 20;
 
 struct Problem {
@@ -27,13 +32,13 @@ struct Problem {
 Problem make_problem(const Conv2dBackwardFilterArgs& a) {
   const ConvGeometry& g = a.geometry;
   Problem p{};
-  p.gather = forward_gather(g);
+  p.gather = forward_gather(g, a.input.x != nullptr);
   p.groups = g.groups;
   p.depth = g.c / g.groups;
   p.kg = g.k / g.groups;
   p.k = g.k;
   int64_t left = 0, right = 0;
-  if (g.groups == 1 && g.s > 1 && g.c < 16 && g.dilation_w == 1) {
+  if (g.groups == 1 && g.s > 1 && g.c <= 16 && g.dilation_w == 1) {
     p.depth = g.s * g.c;
     p.gather.taps.cols = 1;
     left = g.pad_left;
@@ -47,33 +52,73 @@ Problem make_problem(const Conv2dBackwardFilterArgs& a) {
   return p;
 }
 
+// Tasks are slices of the pixels x parts of the (panel of x, tap) pairs x ranges of k, by shape alone.
 struct Cut {
-  int64_t ranges, range;                 // of k within a group
+  Panels columns;
   int64_t slices, slice, block;
-  Cut(const Problem& p, int64_t align) {
-    const int64_t pixels = p.gather.pixels();
-    ranges = std::clamp<int64_t>(p.kg / kRangeRows, 1, std::max<int64_t>(1, kTasks / p.groups));
-    range = ((p.kg + ranges - 1) / ranges + align - 1) / align * align;
-    ranges = (p.kg + range - 1) / range;
-    slices = std::min({(kTasks + ranges * p.groups - 1) / (ranges * p.groups), pixels / kSlicePixels, kPartialFloats / std::max<int64_t>(1, p.outputs)});
-    slices = std::max<int64_t>(1, slices);
+  int64_t windows, parts, part;
+  int64_t ranges, range;  // of k within a group
+  bool copy;
+  Cut(const Problem& p, const ConvIsa& isa) : columns((p.depth + isa.vector - 1) / isa.vector, isa.max_nv) {
+    const int64_t pixels = p.gather.pixels(), align = isa.filter_rows[columns.width(0)];
+    // Slices read everything once but need partial sums; so they come first where the sums are few.
+    slices = std::clamp<int64_t>(std::min(pixels / kSlicePixels, kPartialFloats / std::max<int64_t>(1, p.outputs)), 1, kSlices);
+    windows = columns.count * p.taps;
+    // Then the larger operand is cut, so that it is read once; the smaller one is read by every task.
+    parts = ranges = 1;
+    if (p.depth * p.taps >= p.kg) cut_windows(p, slices * p.groups);
+    cut_range(p, slices * p.groups * parts, align);
+    if (p.depth * p.taps < p.kg) cut_windows(p, slices * p.groups * ranges);
+    part = (windows + parts - 1) / parts;
+    parts = (windows + part - 1) / part;
     slice = (pixels + slices - 1) / slices;
-    const int64_t blocks = std::max<int64_t>(1, (slice + kBlock - 1) / kBlock);
+    copy = p.gather.in_c * p.gather.step_w >= kCopyPitch && range >= 2 * kRangeRows;
+    const int64_t most = copy ? kCopyBlock : std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(1, range), 128, kBlock);
+    const int64_t blocks = std::max<int64_t>(1, (slice + most - 1) / most);
     block = (slice + blocks - 1) / blocks;
     slice = std::min(slice, block * blocks);
     slices = slice > 0 ? (pixels + slice - 1) / slice : 1;
   }
+  // All taps of a panel of x go together: they read the same rows.
+  void cut_windows(const Problem& p, int64_t others) { parts = std::clamp<int64_t>(kTasks / others, 1, std::max<int64_t>(1, windows / std::max(p.taps, kPartWindows))); }
+  void cut_range(const Problem& p, int64_t others, int64_t align) {
+    ranges = std::clamp<int64_t>((kTasks + others - 1) / others, 1, std::max<int64_t>(1, p.kg / kRangeRows));
+    range = ((p.kg + ranges - 1) / ranges + align - 1) / align * align;
+    ranges = (p.kg + range - 1) / range;
+  }
+  int64_t tasks(const Problem& p) const { return slices * parts * p.groups * ranges; }
 };
 
 struct TaskMemory {
-  int64_t rows, dy, stage, bytes;
+  int64_t rows, copy_rows, dy, copy, stage, bytes;
   TaskMemory(const Problem& p, const Cut& cut, int64_t stage_floats) {
     rows = 0;
-    dy = (p.taps * (cut.block + kTilePad) * 8 + 63) / 64 * 64;
-    stage = dy + (cut.block * cut.range + 64) * 4;
+    copy_rows = p.taps * (cut.block + kTilePad) * 8;
+    copy = (copy_rows + (cut.block + kTilePad) * 8 + 63) / 64 * 64;
+    dy = copy + (cut.copy ? cut.block * kMaxPanel * 16 * 4 : 0);
+    stage = dy + (cut.block * cut.range + cut.range * kPackSlack + 64) * 4;
     stage = (stage + 63) / 64 * 64;
     bytes = stage + stage_floats * 4 + 64;
   }
+};
+
+// Hands out the lines of the next block of dy, so that they are in cache by the time they are packed.
+class Ahead {
+ public:
+  Ahead(const float* next, int64_t pixels, int64_t columns, int64_t stride, const float* idle)
+      : at_(reinterpret_cast<const char*>(next)), left_(columns == stride && pixels > 0 ? pixels * columns * 4 : 0), idle_(reinterpret_cast<const char*>(idle)) {}
+  const char* take(int64_t lines) {
+    if (left_ < lines * 64) return idle_;
+    const char* p = at_;
+    at_ += lines * 64;
+    left_ -= lines * 64;
+    return p;
+  }
+
+ private:
+  const char* at_;
+  int64_t left_;
+  const char* idle_;
 };
 
 struct Run {
@@ -87,14 +132,32 @@ struct Run {
   float* dw;     // [slices][outputs]
   float* dbias;  // [slices][k] or null
 
+  // What a task works on.
+  struct Work {
+    int64_t slice, first_window, last_window, group, k0, kn;
+    const float** rows;
+    const float** copy_rows;
+    float *copy, *dy, *out;
+  };
+
   void task(int64_t id, Slots& slots) const {
     Slots::Lease lease(slots);
-    const int64_t per_slice = cut.ranges * p.groups, slice = id / per_slice, group = id % per_slice / cut.ranges, range = id % cut.ranges;
-    const int64_t k0 = group * p.kg + range * cut.range, kn = std::min(cut.range, p.kg - range * cut.range);
-    const int64_t first = slice * cut.slice, last = std::min(p.gather.pixels(), first + cut.slice);
-    auto** rows = reinterpret_cast<const float**>(lease.get() + memory.rows);
-    auto* dy = reinterpret_cast<float*>(lease.get() + memory.dy);
-    if (dbias) std::fill_n(dbias + slice * p.k + k0, kn, 0.0f);
+    Work t{};
+    const int64_t range = id % cut.ranges, part = id / (cut.ranges * p.groups) % cut.parts;
+    t.group = id / cut.ranges % p.groups;
+    t.slice = id / (cut.ranges * p.groups * cut.parts);
+    t.first_window = part * cut.part;
+    t.last_window = std::min(cut.windows, t.first_window + cut.part);
+    t.k0 = t.group * p.kg + range * cut.range;
+    t.kn = std::min(cut.range, p.kg - range * cut.range);
+    t.rows = reinterpret_cast<const float**>(lease.get() + memory.rows);
+    t.copy_rows = reinterpret_cast<const float**>(lease.get() + memory.copy_rows);
+    t.copy = reinterpret_cast<float*>(lease.get() + memory.copy);
+    t.dy = reinterpret_cast<float*>(lease.get() + memory.dy);
+    t.out = dw + t.slice * p.outputs;
+    const int64_t first = t.slice * cut.slice, last = std::min(p.gather.pixels(), first + cut.slice);
+    float* bias = dbias && part == 0 ? dbias + t.slice * p.k + t.k0 : nullptr;
+    if (bias) std::fill_n(bias, t.kn, 0.0f);
     for (int64_t p0 = first; p0 < last; p0 += cut.block) {
       const int64_t p1 = std::min(last, p0 + cut.block);
       InputView v = view;
@@ -105,36 +168,44 @@ struct Run {
         v.base = staged;
         v.first_row = needed.first;
       }
-      fill_rows(p.gather, v, p0, p1, zero, rows, cut.block + kTilePad, nullptr);
-      if (dbias) isa.column_sum(a.dy + p0 * p.k + k0, p1 - p0, kn, p.k, dbias + slice * p.k + k0);
-      block(rows, dy, p0, p1, group, k0, kn, dw + slice * p.outputs, p0 == first);
+      fill_rows(p.gather, v, p0, p1, zero, t.rows, cut.block + kTilePad, nullptr);
+      if (bias) isa.column_sum(a.dy + p0 * p.k + t.k0, p1 - p0, t.kn, p.k, bias);
+      Ahead ahead(a.dy + p1 * p.k + t.k0, std::min(cut.block, last - p1), t.kn, p.k, t.dy);
+      block(t, p0, p1, p0 == first, ahead);
     }
   }
 
-  void block(const float* const* rows, float* dy, int64_t p0, int64_t p1, int64_t group, int64_t k0, int64_t kn, float* out, bool first) const {
-    const Panels columns((p.depth + isa.vector - 1) / isa.vector, isa.max_nv);
+  void block(const Work& w, int64_t p0, int64_t p1, bool first, Ahead& ahead) const {
     int packed_for = 0;
-    for (int64_t j = 0; j < columns.count; ++j) {
-      const int nv = columns.width(j), most = isa.filter_rows[nv];
-      const Panels ks(kn, most);
+    for (int64_t window = w.first_window; window < w.last_window; ++window) {
+      const int64_t j = window / p.taps, tap = window % p.taps;
+      const int nv = cut.columns.width(j), most = isa.filter_rows[nv];
+      const Panels ks(w.kn, most);
       if (packed_for != most) {
         packed_for = most;
-        for (int64_t i = 0; i < ks.count; ++i) isa.pack_rows(a.dy + p0 * p.k + k0 + ks.start(i), p.k, p1 - p0, ks.width(i), dy + ks.start(i) * (p1 - p0));
+        isa.pack_panels(a.dy + p0 * p.k + w.k0, p.k, p1 - p0, ks.extra, ks.count - ks.extra, static_cast<int>(ks.base), w.dy);
       }
-      const int64_t c0 = columns.start(j) * isa.vector;
+      const int64_t c0 = cut.columns.start(j) * isa.vector;
       FilterTileArgs t{};
-      t.x_offset = group * p.depth + c0;
+      t.rows = w.rows + tap * (cut.block + kTilePad);
+      t.x_offset = w.group * p.depth + c0;
       t.pixels = p1 - p0;
       t.dw_stride = p.taps * p.depth;
       t.channels = std::min<int64_t>(nv * isa.vector, p.depth - c0);
       t.first = first;
-      for (int64_t tap = 0; tap < p.taps; ++tap) {
-        t.rows = rows + tap * (cut.block + kTilePad);
-        for (int64_t i = 0; i < ks.count; ++i) {
-          t.dy = dy + ks.start(i) * (p1 - p0);
-          t.dw = out + (k0 + ks.start(i)) * t.dw_stride + tap * p.depth + c0;
-          isa.filter_tile[nv][ks.width(i)](t);
-        }
+      if (cut.copy) {
+        const int64_t width = nv * isa.vector;
+        isa.copy_rows(t.rows, t.x_offset, t.pixels, t.channels, width, w.copy);
+        for (int64_t i = 0; i < t.pixels; ++i) w.copy_rows[i] = w.copy + i * width;
+        std::fill_n(w.copy_rows + t.pixels, kTilePad, w.copy);
+        t.rows = w.copy_rows;
+        t.x_offset = 0;
+      }
+      for (int64_t i = 0; i < ks.count; ++i) {
+        t.dy = w.dy + ks.start(i) * (p1 - p0) + i * kPackSlack;
+        t.dw = w.out + (w.k0 + ks.start(i)) * t.dw_stride + tap * p.depth + c0;
+        t.ahead = ahead.take(t.pixels);
+        isa.filter_tile[nv][ks.width(i)](t);
       }
     }
   }
@@ -162,7 +233,7 @@ void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& 
   }
   if (g.groups > 1 && g.groups == g.c && g.groups == g.k) return depthwise_backward_filter(isa, a);
   const Problem p = make_problem(a);
-  const Cut cut(p, isa.filter_rows[std::min<int64_t>(isa.max_nv, (p.depth + isa.vector - 1) / isa.vector)]);
+  const Cut cut(p, isa);
   int64_t task_rows = 0;
   if (p.staged && !p.whole) {
     for (int64_t s = 0; s < p.gather.pixels(); s += cut.slice) {
@@ -186,7 +257,7 @@ void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& 
   }
   Slots slots(memory.bytes);
   const Run run{isa, a, p, cut, memory, view, zero.get(), split ? partial.get() : a.dw, a.dbias ? (split ? bias.get() : a.dbias) : nullptr};
-  parallel_chunks(cut.slices * cut.ranges * p.groups, [&](int64_t id) { run.task(id, slots); });
+  parallel_chunks(cut.tasks(p), [&](int64_t id) { run.task(id, slots); });
   if (!split) return;
   add_slices(partial.get(), cut.slices, p.outputs, a.dw);
   if (a.dbias) add_slices(bias.get(), cut.slices, p.k, a.dbias);

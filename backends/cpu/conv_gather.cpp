@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kPanelBytes = 256 << 10;   // of weights, to stay in the second-level cache while a chunk of pixels passes
 constexpr int64_t kStageWhole = 2 << 20;     // floats: a staged input up to this size is staged once, not per chunk
+constexpr int64_t kStreamFloats = 4 << 20;   // outputs at least this large are not expected to be read from cache
 constexpr int64_t kChunkAlign = 24;          // common multiple of the tiles
 
 // The cut of one call, by shape alone.
@@ -156,7 +157,8 @@ TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, 
   t.residual = e.quantize ? e.residual : nullptr;
   t.mask_on_value = e.mask_on_value;
   t.channels = channels;
-  t.stream = false && pixels > 0 && vector > 0;
+  // Past the caches: whole lines are written around them.
+  t.stream = !e.quantize && e.y && channels % 16 == 0 && channels % vector == 0 && reinterpret_cast<uintptr_t>(e.y) % 64 == 0 && pixels * channels >= kStreamFloats;
   return t;
 }
 

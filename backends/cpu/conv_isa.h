@@ -44,6 +44,7 @@ struct FilterTileArgs {
   float* dw;
   int64_t dw_stride, channels;
   bool first;
+  const char* ahead;         // `pixels` cache lines of the next block to fetch meanwhile
 };
 
 /// Depthwise: y[p][c] = sum over t of rows[t][p][c] * w[t][c].
@@ -69,6 +70,7 @@ struct DepthwiseFilterArgs {
 constexpr int kTilePad = 24;
 constexpr int kMaxPanel = 4;       // vectors
 constexpr int kMaxFilterRows = 12;
+constexpr int kPackSlack = 16;  // floats after each packed panel, which packing may overwrite
 
 struct ConvIsa {
   int vector;                      // floats
@@ -80,10 +82,15 @@ struct ConvIsa {
   void (*depthwise_filter)(const DepthwiseFilterArgs&);
   /// dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < cols; entries i in [rows, dst_rows) are 0.
   void (*transpose)(const float* src, int64_t src_stride, int64_t rows, int64_t cols, float* dst, int64_t dst_stride, int64_t dst_rows);
-  /// dst[p * m + i] = src[p * stride + i], i < m <= 12; may write 16 floats past the end.
-  void (*pack_rows)(const float* src, int64_t stride, int64_t pixels, int m, float* dst);
+  /// Columns in panels, first `wide` of m + 1 and then `narrow` of m (at most 12): panel i, from column b_i on, at dst + b_i * pixels + i * kPackSlack
+  /// holds [pixels][its width].
+  void (*pack_panels)(const float* src, int64_t stride, int64_t pixels, int64_t wide, int64_t narrow, int m, float* dst);
+  /// dst[p * dst_stride + i] = rows[p][x_offset + i], i < n; reads (not uses) the table up to kTilePad past the end.
+  void (*copy_rows)(const float* const* rows, int64_t x_offset, int64_t pixels, int64_t n, int64_t dst_stride, float* dst);
   /// y[i] = scale * (codes[i] - zero_point).
   void (*dequantize)(const uint8_t* codes, int64_t n, float scale, int32_t zero_point, float* y);
+  /// `rounds` rounds of 12 independent vector multiply-adds; returns a value that depends on them.
+  float (*fma_burst)(int64_t rounds);
   /// y[j] += sum over i < rows of x[i * stride + j], j < cols, in order of i.
   void (*column_sum)(const float* x, int64_t rows, int64_t cols, int64_t stride, float* y);
 };

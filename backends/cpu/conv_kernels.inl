@@ -112,6 +112,11 @@ static void tile(const TileArgs& a) {
   }
 }
 
+#ifndef DETENT_FILTER_AHEAD
+#define DETENT_FILTER_AHEAD 8
+#endif
+constexpr int kAhead = DETENT_FILTER_AHEAD;
+
 template <int NV, int M, bool kWhole>
 DETENT_INLINE void filter_body(const FilterTileArgs& a) {
   const int tail = static_cast<int>(a.channels - (NV - 1) * kV);
@@ -124,6 +129,13 @@ DETENT_INLINE void filter_body(const FilterTileArgs& a) {
   const float* dy = a.dy;
   for (int64_t p = 0; p < a.pixels; ++p, dy += M) {
     const float* x = a.rows[p] + a.x_offset;
+    if (kAhead > 0) {
+      // Rows are scattered; the table runs kTilePad past the end.
+      const char* ahead = reinterpret_cast<const char*>(a.rows[p + kAhead] + a.x_offset);
+      DETENT_UNROLL
+      for (int j = 0; j < NV; ++j) Vec::prefetch(ahead + j * kV * 4);
+    }
+    Vec::prefetch_far(a.ahead + p * 64);
     F b[NV];
     DETENT_UNROLL
     for (int j = 0; j < NV; ++j) b[j] = kWhole || j + 1 < NV ? Vec::load(x + j * kV) : Vec::load(x + j * kV, tail);
@@ -192,31 +204,48 @@ static void depthwise(const DepthwiseArgs& a) {
   }
 }
 
-template <int T>
-DETENT_INLINE void depthwise_filter_taps(const DepthwiseFilterArgs& a, int64_t t0, int64_t c, int n) {
-  F acc[T];
+template <int T, int NV>
+DETENT_INLINE void depthwise_filter_taps(const DepthwiseFilterArgs& a, int64_t t0, int64_t c, int tail) {
+  F acc[T][NV];
   DETENT_UNROLL
-  for (int t = 0; t < T; ++t) acc[t] = Vec::zero();
-  for (int64_t p = 0; p < a.pixels; ++p) {
-    const F d = Vec::load(a.dy + p * a.channels + c, n);
+  for (int t = 0; t < T; ++t) {
     DETENT_UNROLL
-    for (int t = 0; t < T; ++t) acc[t] = Vec::fma(d, Vec::load(a.rows[(t0 + t) * a.row_stride + p] + c, n), acc[t]);
+    for (int j = 0; j < NV; ++j) acc[t][j] = Vec::zero();
+  }
+  for (int64_t p = 0; p < a.pixels; ++p) {
+    F d[NV];
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) d[j] = Vec::load(a.dy + p * a.channels + c + j * kV, j + 1 < NV ? kV : tail);
+    DETENT_UNROLL
+    for (int t = 0; t < T; ++t) {
+      const float* x = a.rows[(t0 + t) * a.row_stride + p] + c;
+      DETENT_UNROLL
+      for (int j = 0; j < NV; ++j) acc[t][j] = Vec::fma(d[j], Vec::load(x + j * kV, j + 1 < NV ? kV : tail), acc[t][j]);
+    }
   }
   DETENT_UNROLL
   for (int t = 0; t < T; ++t) {
-    float* out = a.dw + (t0 + t) * a.channels + c;
-    Vec::store(out, a.first ? acc[t] : Vec::add(acc[t], Vec::load(out, n)), n);
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) {
+      float* out = a.dw + (t0 + t) * a.channels + c + j * kV;
+      const int n = j + 1 < NV ? kV : tail;
+      Vec::store(out, a.first ? acc[t][j] : Vec::add(acc[t][j], Vec::load(out, n)), n);
+    }
   }
 }
 
+template <int NV>
+static void depthwise_filter_columns(const DepthwiseFilterArgs& a, int64_t c, int tail) {
+  int64_t t = 0;
+  for (; t + kDepthwiseTaps <= a.taps; t += kDepthwiseTaps) depthwise_filter_taps<kDepthwiseTaps, NV>(a, t, c, tail);
+  for (; t + 3 <= a.taps; t += 3) depthwise_filter_taps<3, NV>(a, t, c, tail);
+  for (; t < a.taps; ++t) depthwise_filter_taps<1, NV>(a, t, c, tail);
+}
+
 static void depthwise_filter(const DepthwiseFilterArgs& a) {
-  for (int64_t c = 0; c < a.channels; c += kV) {
-    const int n = a.channels - c < kV ? static_cast<int>(a.channels - c) : kV;
-    int64_t t = 0;
-    for (; t + 9 <= a.taps; t += 9) depthwise_filter_taps<9>(a, t, c, n);
-    for (; t + 3 <= a.taps; t += 3) depthwise_filter_taps<3>(a, t, c, n);
-    for (; t < a.taps; ++t) depthwise_filter_taps<1>(a, t, c, n);
-  }
+  int64_t c = 0;
+  for (; c + kDepthwiseVectors * kV <= a.channels; c += kDepthwiseVectors * kV) depthwise_filter_columns<kDepthwiseVectors>(a, c, kV);
+  for (; c < a.channels; c += kV) depthwise_filter_columns<1>(a, c, a.channels - c < kV ? static_cast<int>(a.channels - c) : kV);
 }
 
 static void transpose(const float* src, int64_t src_stride, int64_t rows, int64_t cols, float* dst, int64_t dst_stride, int64_t dst_rows) {
@@ -237,25 +266,46 @@ static void transpose(const float* src, int64_t src_stride, int64_t rows, int64_
   }
 }
 
+// Pixel by pixel, so that the source is read in one stream.
 template <int M>
-DETENT_INLINE void pack_rows_of(const float* src, int64_t stride, int64_t pixels, float* dst) {
-  for (int64_t p = 0; p < pixels; ++p, src += stride, dst += M) Vec::copy_some(dst, src, M);
+static void pack_panels_of(const float* src, int64_t stride, int64_t pixels, int64_t wide, int64_t narrow, float* dst) {
+  const int64_t wide_step = (M + 1) * pixels + kPackSlack, narrow_step = M * pixels + kPackSlack;
+  for (int64_t p = 0; p < pixels; ++p, src += stride) {
+    const float* from = src;
+    float* to = dst + p * (M + 1);
+    for (int64_t i = 0; i < wide; ++i, from += M + 1, to += wide_step) Vec::copy_some<M + 1>(to, from);
+    to -= p;
+    for (int64_t i = 0; i < narrow; ++i, from += M, to += narrow_step) Vec::copy_some<M>(to, from);
+  }
 }
 
-static void pack_rows(const float* src, int64_t stride, int64_t pixels, int m, float* dst) {
+static void pack_panels(const float* src, int64_t stride, int64_t pixels, int64_t wide, int64_t narrow, int m, float* dst) {
   switch (m) {
-    case 1: return pack_rows_of<1>(src, stride, pixels, dst);
-    case 2: return pack_rows_of<2>(src, stride, pixels, dst);
-    case 3: return pack_rows_of<3>(src, stride, pixels, dst);
-    case 4: return pack_rows_of<4>(src, stride, pixels, dst);
-    case 5: return pack_rows_of<5>(src, stride, pixels, dst);
-    case 6: return pack_rows_of<6>(src, stride, pixels, dst);
-    case 7: return pack_rows_of<7>(src, stride, pixels, dst);
-    case 8: return pack_rows_of<8>(src, stride, pixels, dst);
-    case 9: return pack_rows_of<9>(src, stride, pixels, dst);
-    case 10: return pack_rows_of<10>(src, stride, pixels, dst);
-    case 11: return pack_rows_of<11>(src, stride, pixels, dst);
-    case 12: return pack_rows_of<12>(src, stride, pixels, dst);
+    case 1: return pack_panels_of<1>(src, stride, pixels, wide, narrow, dst);
+    case 2: return pack_panels_of<2>(src, stride, pixels, wide, narrow, dst);
+    case 3: return pack_panels_of<3>(src, stride, pixels, wide, narrow, dst);
+    case 4: return pack_panels_of<4>(src, stride, pixels, wide, narrow, dst);
+    case 5: return pack_panels_of<5>(src, stride, pixels, wide, narrow, dst);
+    case 6: return pack_panels_of<6>(src, stride, pixels, wide, narrow, dst);
+    case 7: return pack_panels_of<7>(src, stride, pixels, wide, narrow, dst);
+    case 8: return pack_panels_of<8>(src, stride, pixels, wide, narrow, dst);
+    case 9: return pack_panels_of<9>(src, stride, pixels, wide, narrow, dst);
+    case 10: return pack_panels_of<10>(src, stride, pixels, wide, narrow, dst);
+    case 11: return pack_panels_of<11>(src, stride, pixels, wide, narrow, dst);
+    case 12: return pack_panels_of<12>(src, stride, pixels, wide, narrow, dst);
+  }
+}
+
+static void copy_rows(const float* const* rows, int64_t x_offset, int64_t pixels, int64_t n, int64_t dst_stride, float* dst) {
+  constexpr int kFar = 16;
+  for (int64_t p = 0; p < pixels; ++p, dst += dst_stride) {
+    const float* x = rows[p] + x_offset;
+    const float* far = rows[p + kFar] + x_offset;
+    for (int64_t i = 0; i < n; i += kV) {
+      const int left = n - i < kV ? static_cast<int>(n - i) : kV;
+      Vec::prefetch(reinterpret_cast<const char*>(far + i));
+      Vec::store(dst + i, Vec::load(x + i, left), left);
+    }
   }
 }
 
@@ -265,6 +315,23 @@ static void dequantize_codes(const uint8_t* codes, int64_t n, float scale, int32
     const int left = n - i < kV ? static_cast<int>(n - i) : kV;
     Vec::store(y + i, Vec::mul(s, Vec::load_bytes(codes + i, zero_point, left)), left);
   }
+}
+
+static float fma_burst(int64_t rounds) {
+  constexpr int kChains = 12;
+  F acc[kChains];
+  DETENT_UNROLL
+  for (int i = 0; i < kChains; ++i) acc[i] = Vec::set(static_cast<float>(i));
+  const F a = Vec::set(0.999f), b = Vec::set(0.001f);
+  for (int64_t r = 0; r < rounds; ++r) {
+    DETENT_UNROLL
+    for (int i = 0; i < kChains; ++i) acc[i] = Vec::fma(acc[i], a, b);
+  }
+  DETENT_UNROLL
+  for (int i = 1; i < kChains; ++i) acc[0] = Vec::add(acc[0], acc[i]);
+  float out[kV];
+  Vec::store(out, acc[0]);
+  return out[0];
 }
 
 static void column_sum(const float* x, int64_t rows, int64_t cols, int64_t stride, float* y) {

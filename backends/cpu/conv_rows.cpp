@@ -102,13 +102,13 @@ void stage_rows(const ConvIsa& isa, const Gather& g, const ConvInput& input, Row
   }
 }
 
-Gather forward_gather(const ConvGeometry& g) {
+Gather forward_gather(const ConvGeometry& g, bool dense) {
   Gather o;
   o.n = g.n, o.in_h = g.h, o.in_w = g.w, o.in_c = g.c;
   o.grid_h = o.out_h = g.oh, o.grid_w = o.out_w = g.ow;
   o.step_h = g.stride_h, o.step_w = g.stride_w;
   o.taps = {g.r, g.s, -g.pad_top, g.dilation_h, -g.pad_left, g.dilation_w};
-  if (g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_top == 0 && g.pad_left == 0 && g.oh == g.h && g.ow == g.w) {
+  if (dense && g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_top == 0 && g.pad_left == 0 && g.oh == g.h && g.ow == g.w) {
     o.in_w = o.grid_w = o.out_w = g.n * g.h * g.w;
     o.n = o.in_h = o.grid_h = o.out_h = 1;
   }
@@ -125,7 +125,8 @@ struct PhaseAxis {
 PhaseAxis phase_axis(int64_t size, int64_t window, int64_t stride, int64_t pad, int64_t dilation, int64_t phase) {
   PhaseAxis a{(size - phase + stride - 1) / stride, 0, 0, 1, 0, 0};
   int64_t second = -1;
-  for (int64_t t = 0; t < window; ++t) {
+  // From the last tap to the first, so that memory is read upwards.
+  for (int64_t t = window - 1; t >= 0; --t) {
     if ((phase + pad - t * dilation) % stride != 0) continue;
     if (a.count == 0) a.first = t;
     if (a.count == 1) second = t;
