@@ -29,6 +29,8 @@ class Rng {
   }
   /// Standard normal (Box-Muller, computed in double).
   float normal();
+  /// n of them, two for each pair of draws: faster for whole tensors, other values than normal() gives.
+  void normals(float* out, int64_t n);
 
   uint64_t position() const { return position_; }
   void seek(uint64_t position) { position_ = position; }

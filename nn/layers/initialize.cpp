@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "detent/core/parallel.h"
 #include "detent/nn/graph.h"
 #include "detent/nn/layers.h"
 
@@ -12,11 +13,18 @@ uint64_t name_hash(const std::string& name) {
   return h;
 }
 
-void fill(Parameter& p, uint64_t seed, const std::function<float(Rng&)>& draw) {
-  std::vector<float> v(static_cast<size_t>(p.value.elements()));
-  Rng rng(seed, name_hash(p.name));
-  for (float& x : v) x = draw(rng);
-  p.value.copy_from(Tensor::from<float>(p.value.shape(), v).to(p.value.device()));
+constexpr int64_t kChunk = 65536;  // a stream of draws each: the values do not depend on threads
+
+// fn(rng, out, n) writes n values.
+template <class Fn>
+void fill(Parameter& p, uint64_t seed, const Fn& fn) {
+  Tensor v(p.value.shape());
+  float* out = v.data<float>();
+  parallel_for(v.elements(), kChunk, [&](int64_t begin, int64_t end) {
+    Rng rng(seed, name_hash(p.name) + static_cast<uint64_t>(begin / kChunk));
+    fn(rng, out + begin, end - begin);
+  });
+  p.value.copy_from(v.to(p.value.device()));
 }
 
 bool feeds_add(const Graph& g, Value v) {
@@ -34,11 +42,16 @@ void initialize(Graph& graph, const InitOptions& options) {
       const auto& o = conv->options();
       const double fan_out = static_cast<double>(o.out * o.kernel_h * o.kernel_w) / static_cast<double>(o.spec.groups);
       const auto sd = static_cast<float>(std::sqrt(2.0 / fan_out));
-      fill(conv->weight, options.seed, [sd](Rng& r) { return sd * r.normal(); });
+      fill(conv->weight, options.seed, [sd](Rng& r, float* out, int64_t count) {
+        r.normals(out, count);
+        for (int64_t i = 0; i < count; ++i) out[i] *= sd;
+      });
       if (conv->bias.value.defined()) conv->bias.value.zero();
     } else if (auto* dense = dynamic_cast<Dense*>(n.module.get())) {
       const auto bound = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dense->options().in)));
-      fill(dense->weight, options.seed, [bound](Rng& r) { return r.uniform(-bound, bound); });
+      fill(dense->weight, options.seed, [bound](Rng& r, float* out, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) out[i] = r.uniform(-bound, bound);
+      });
       if (dense->bias.value.defined()) dense->bias.value.zero();
     } else if (auto* norm = dynamic_cast<BatchNorm*>(n.module.get())) {
       // The shortcut's own norm keeps its scale: only the residual branch, the one behind further convolutions, starts silent.

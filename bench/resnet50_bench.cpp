@@ -1,0 +1,147 @@
+// ResNet-50 at 224x224 on random images: images per second of evaluation and training, float and quantized. One JSON line with --json.
+//   resnet50_bench --mode eval|train|qat-train|qat-eval --batch N --threads N --steps N --device cpu --json
+// train: the unfolded network with batch norm in training mode. qat-*: folded, W8A8, learned ranges.
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "detent/core/parallel.h"
+#include "detent/core/rng.h"
+#include "detent/nn/layers.h"
+#include "detent/nn/models/models.h"
+#include "detent/nn/passes/fold_batch_norm.h"
+#include "detent/nn/train.h"
+#include "detent/quant/quantsim.h"
+
+namespace {
+
+using namespace detent;
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string mode = "eval", device = "cpu", config;
+  int64_t batch = 16, steps = 5, warmup = 2, image_size = 224;
+  int threads = 0;
+  bool json = false;
+};
+
+int64_t number(const std::string& option, const char* text_) {
+  char* end = nullptr;
+  const long long v = std::strtoll(text_, &end, 10);
+  DETENT_CHECK(end != text_ && *end == 0 && v >= 1, option, " ", text_, ": give a positive whole number");
+  return v;
+}
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; ++i) {
+    const std::string a = argv[i];
+    if (a == "--json") {
+      o.json = true;
+      continue;
+    }
+    DETENT_CHECK(i + 1 < argc, a, ": a value is missing, or the option is unknown");
+    const char* v = argv[++i];
+    if (a == "--mode") o.mode = v;
+    else if (a == "--device") o.device = v;
+    else if (a == "--config") o.config = v;
+    else if (a == "--batch") o.batch = number(a, v);
+    else if (a == "--steps") o.steps = number(a, v);
+    else if (a == "--warmup") o.warmup = number(a, v);
+    else if (a == "--image-size") o.image_size = number(a, v);
+    else if (a == "--threads") o.threads = static_cast<int>(number(a, v));
+    else fail("unknown option ", a);
+  }
+  DETENT_CHECK(o.mode == "eval" || o.mode == "train" || o.mode == "qat-train" || o.mode == "qat-eval", "--mode ", o.mode, ": give eval, train, qat-train or qat-eval");
+  DETENT_CHECK(o.device == "cpu" || device_available({DeviceType::cuda, 0}), "--device ", o.device, ": no such device here");
+  return o;
+}
+
+Tensor random_images(int64_t n, int64_t size) {
+  std::vector<float> v(static_cast<size_t>(n * size * size * 3));
+  Rng rng(1);
+  for (float& x : v) x = 2.0f * rng.uniform() - 1.0f;
+  return Tensor::from<float>({n, size, size, 3}, v);
+}
+
+// Since the process was started, by the kernel's clock (hundredths of a second).
+double seconds_since_start() {
+  std::ifstream stat("/proc/self/stat"), uptime("/proc/uptime");
+  std::string line;
+  std::getline(stat, line);
+  double up = 0.0;
+  uptime >> up;
+  const char* at = std::strrchr(line.c_str(), ')');
+  if (!at) return 0.0;
+  unsigned long long ticks = 0;
+  int field = 2;
+  for (const char* p = at + 1; *p && field < 22; ++p) {
+    if (*p == ' ' && ++field == 22) ticks = std::strtoull(p + 1, nullptr, 10);
+  }
+  return up - static_cast<double>(ticks) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+int run(const Options& o) {
+  if (o.threads) set_num_threads(o.threads);
+  nn::Graph net = nn::models::resnet50({.classes = 1000, .image_size = o.image_size});
+  nn::initialize(net, {.seed = 0});
+  nn::infer(net, random_images(1, o.image_size));
+  const double first = seconds_since_start();
+
+  const Tensor images = random_images(o.batch, o.image_size);
+  std::vector<int64_t> classes(static_cast<size_t>(o.batch));
+  for (size_t i = 0; i < classes.size(); ++i) classes[i] = static_cast<int64_t>(i * 37 % 1000);
+  const Tensor labels = Tensor::from<int64_t>({o.batch}, classes);
+  std::unique_ptr<quant::QuantSim> sim;
+  if (o.mode.starts_with("qat")) {
+    nn::fold_batch_norms(net);
+    quant::QuantSimOptions options;
+    options.scheme = quant::Scheme::range_learning_tf;
+    if (!o.config.empty()) options.config = quant::default_config(o.config);
+    sim = std::make_unique<quant::QuantSim>(net, options);
+    sim->compute_encodings([&] { net(images); });
+  }
+  nn::Sgd sgd({.learning_rate = 1e-5f});
+  nn::Trainer trainer(net, sgd, {.base = 1e-5f});
+  const bool training = o.mode.ends_with("train");
+  std::vector<double> rates;
+  for (int64_t i = 0; i < o.warmup + o.steps; ++i) {
+    const auto start = Clock::now();
+    if (training) trainer.step(images, labels);
+    else nn::infer(net, images);
+    if (i >= o.warmup) rates.push_back(static_cast<double>(o.batch) / std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  std::sort(rates.begin(), rates.end());
+  const size_t n = rates.size();
+  const double median = n % 2 ? rates[n / 2] : 0.5 * (rates[n / 2 - 1] + rates[n / 2]);
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const long long rss = static_cast<long long>(usage.ru_maxrss) * 1024;
+  if (o.json) {
+    std::printf("{\"mode\":\"%s\",\"device\":\"%s\",\"batch\":%lld,\"threads\":%d,\"steps\":%lld,\"images_per_second\":{\"median\":%.4f,\"min\":%.4f,\"max\":%.4f},\"peak_rss_bytes\":%lld,\"seconds_to_first_batch\":%.2f}\n",
+                o.mode.c_str(), o.device.c_str(), static_cast<long long>(o.batch), num_threads(), static_cast<long long>(o.steps), median, rates.front(), rates.back(), rss, first);
+  } else {
+    std::printf("%s, %s, %d threads, batch %lld: %.2f images/s (%.2f..%.2f), peak memory %.0f MB, first result after %.2f s\n", o.mode.c_str(), backend({}).description(), num_threads(),
+                static_cast<long long>(o.batch), median, rates.front(), rates.back(), static_cast<double>(rss) / 1e6, first);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(parse(argc, argv));
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "error: %s\n", e.what());
+    return 2;
+  }
+}
