@@ -75,10 +75,11 @@ void backward(const uint8_t* codes, const int8_t* residual, int32_t zero_point, 
     float* out = dx + at;
     for (int64_t i = 0; i < m; ++i) {
       const int32_t r = kept[i];
-      const float code = static_cast<float>(static_cast<int32_t>(q[i]) - zero_point);
-      const float inner = r == kMasked ? 0.0f : static_cast<float>(r) / kResidualScale;
+      // Everything in steps of 1/252, exact in float: one division at the end serves all.
+      const int32_t code = (static_cast<int32_t>(q[i]) - zero_point) * static_cast<int32_t>(kResidualScale);
+      const int32_t inner = r == kMasked ? 0 : r;
       const float d = g[i];
-      term[i] = d * (r == kOutside ? code : inner);
+      term[i] = d * static_cast<float>(r == kOutside ? code : inner);
       clipped[i] = r == kOutside ? d : 0.0f;
       out[i] = r <= kMasked ? 0.0f : d;
     }

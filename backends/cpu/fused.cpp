@@ -59,7 +59,7 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
     all.scale += p.scale;
     all.clip += p.clip;
   }
-  if (a.scale_sum) *a.scale_sum = all.scale;
+  if (a.scale_sum) *a.scale_sum = all.scale / static_cast<double>(kResidualScale);
   if (a.clip_sum) *a.clip_sum = all.clip;
 }
 
