@@ -18,7 +18,7 @@ class Conv2d final : public Module {
   struct Options {
     int64_t in = 0, out = 0;
     int64_t kernel_h = 1, kernel_w = 1;
-    Conv2dSpec spec;
+    Conv2dSpec spec = {};
     bool bias = false;
   };
   explicit Conv2d(const Options& options);

@@ -23,6 +23,7 @@ void Optimizer::step(std::span<Parameter* const> parameters) {
 float* Optimizer::state_of(const Parameter& p, const char* kind) {
   Tensor& t = tensors_[text(p.name, "/", kind)];
   if (!t.defined()) t = Tensor::zeros(p.value.shape(), DType::f32, p.value.device());
+  DETENT_CHECK(t.shape() == p.value.shape(), "optimizer: the state \"", p.name, "/", kind, "\" is ", t.shape(), ", the parameter ", p.value.shape(), "; it belongs to another network");
   return t.data<float>();
 }
 
@@ -64,6 +65,8 @@ Adam::Adam(const Options& o) : options_(o) {
   learning_rate = o.learning_rate;
   weight_decay = o.weight_decay;
   DETENT_CHECK(o.beta1 >= 0.0f && o.beta1 < 1.0f && o.beta2 >= 0.0f && o.beta2 < 1.0f, "adam: betas ", o.beta1, ", ", o.beta2, " are not in [0,1)");
+  DETENT_CHECK(o.eps > 0.0f && std::isfinite(o.eps), "adam: eps ", o.eps, " is not a finite number above 0");
+  DETENT_CHECK(o.weight_decay >= 0.0f && std::isfinite(o.weight_decay), "adam: weight decay ", o.weight_decay, " is not a finite number of at least 0");
 }
 
 void Adam::update(std::span<Parameter* const> parameters) {

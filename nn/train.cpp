@@ -52,8 +52,9 @@ StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
 
 std::string first_nonfinite_value(Graph& graph, const Tensor& images) {
   std::string found;
-  graph.set_tap([&](Value v, const Var&, const Var& y) {
-    if (found.empty() && !finite(y.dense())) found = graph.value(v).name;
+  // Before the transform too: a quantizer turns NaN into zero.
+  graph.set_tap([&](Value v, const Var& x, const Var& y) {
+    if (found.empty() && !(finite(x.dense()) && finite(y.dense()))) found = graph.value(v).name;
   });
   try {
     graph(images);

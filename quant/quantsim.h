@@ -20,7 +20,7 @@ struct QuantSimOptions {
   QuantConfig config = default_config();
   RangeRule range_rule = RangeRule::gated;
   float range_learning_rate = 1.0f;  ///< learning rate of learned ranges relative to that of the weights
-  EstimatorOptions estimator;
+  EstimatorOptions estimator = {};
 };
 
 /// One quantizer and where it sits.

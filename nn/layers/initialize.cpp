@@ -55,8 +55,9 @@ void initialize(Graph& graph, const InitOptions& options) {
       if (dense->bias.value.defined()) dense->bias.value.zero();
     } else if (auto* norm = dynamic_cast<BatchNorm*>(n.module.get())) {
       // The shortcut's own norm keeps its scale: only the residual branch, the one behind further convolutions, starts silent.
-      const Graph::Node& producer = graph.nodes()[static_cast<size_t>(graph.value(n.inputs[0]).producer)];
-      const bool shortcut = producer.name.find("downsample") != std::string::npos || producer.name.find("_0_conv") != std::string::npos;
+      const int p = graph.value(n.inputs[0]).producer;
+      const std::string producer = p < 0 ? std::string() : graph.nodes()[static_cast<size_t>(p)].name;
+      const bool shortcut = producer.find("downsample") != std::string::npos || producer.find("_0_conv") != std::string::npos;
       norm->weight.value.fill(options.zero_last_norm_scale && !shortcut && feeds_add(graph, n.output) ? 0.0f : 1.0f);
       norm->bias.value.zero();
       norm->running_mean.zero();

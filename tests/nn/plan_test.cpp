@@ -1,0 +1,148 @@
+// The Plan against the same Graph run node by node: float, folded, quantized, and training steps.
+#include "detent/nn/passes/fold_batch_norm.h"
+#include "detent/nn/plan.h"
+#include "detent/quant/quantsim.h"
+#include "detent/tests/nn/support.h"
+
+using namespace detent;
+using namespace detent::nn;
+using namespace detent::test;
+
+namespace {
+
+using Execution = Graph::Execution;
+
+Tensor infer_as(Graph& g, Execution e, const Tensor& x) {
+  g.set_execution(e);
+  return infer(g, x);
+}
+
+StepResult step_as(Graph& g, Execution e, const Tensor& x, const Tensor& labels, Mode mode) {
+  g.set_execution(e);
+  return run_step_of(g, x, labels, mode);
+}
+
+// The largest difference of any gradient, relative to the largest magnitude in its tensor (or to `floor` of the largest of all, if greater).
+double worst_gradient(const StepResult& a, const StepResult& b, bool ranges, double floor, std::string& where) {
+  double overall = 0.0, worst = 0.0;
+  const auto is_range = [](const std::string& n) { return n.ends_with(".min") || n.ends_with(".max"); };
+  const auto magnitude = [](const Tensor& t) {
+    double m = 0.0;
+    for (const float v : t.to_vector<float>()) m = std::max(m, std::abs(static_cast<double>(v)));
+    return m;
+  };
+  for (const auto& [name, g] : b.gradients) {
+    if (is_range(name) == ranges) overall = std::max(overall, magnitude(g));
+  }
+  REQUIRE(a.gradients.size() == b.gradients.size());
+  for (const auto& [name, g] : b.gradients) {
+    if (is_range(name) != ranges) continue;
+    const Tensor& h = a.gradients.at(name);
+    const double m = magnitude(g), d = relative_difference(h, g) * std::max(m, 1e-30) / std::max({m, floor * overall, 1e-30});
+    if (!(d <= worst)) worst = d, where = name;
+  }
+  return worst;
+}
+
+void compare_networks(Graph g, const Shape& input, int64_t classes) {
+  randomize(g, 3);
+  const Tensor x = random_tensor(input, 8), labels = class_labels(input[0], classes);
+
+  CHECK(relative_difference(infer_as(g, Execution::planned, x), infer_as(g, Execution::node_by_node, x)) < 1e-4);
+
+  std::string where;
+  {
+    const StepResult a = step_as(g, Execution::planned, x, labels, Mode::automatic), b = step_as(g, Execution::node_by_node, x, labels, Mode::automatic);
+    CHECK(a.loss == doctest::Approx(b.loss).epsilon(1e-5));
+    const double d = worst_gradient(a, b, false, 1e-3, where);
+    CHECK_MESSAGE(d < 1e-3, "float gradient of " << where << " differs by " << d);
+  }
+  fold_batch_norms(g);
+  CHECK(same_bits(infer_as(g, Execution::planned, x), infer_as(g, Execution::node_by_node, x)));
+
+  quant::QuantSim sim(g, {.scheme = quant::Scheme::range_learning_tf});
+  sim.compute_encodings([&] { g(x); });
+  for (const bool learning : {true, false}) {
+    INFO((learning ? "learning" : "frozen"));
+    if (!learning) sim.freeze();
+    CHECK(same_bits(infer_as(g, Execution::planned, x), infer_as(g, Execution::node_by_node, x)));
+    const StepResult a = step_as(g, Execution::planned, x, labels, Mode::automatic), b = step_as(g, Execution::node_by_node, x, labels, Mode::automatic);
+    CHECK(a.loss == b.loss);
+    const double d = worst_gradient(a, b, false, 1e-3, where);
+    CHECK_MESSAGE(d < 1e-4, "gradient of " << where << " differs by " << d);
+    if (learning) {
+      // Residuals are kept in steps of 1/252: each term of the sum is off by up to 1/504 of its gradient.
+      const double r = worst_gradient(a, b, true, 0.05, where);
+      CHECK_MESSAGE(r < 0.02, "range gradient of " << where << " differs by " << r);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("plan_equals_graph_small") { compare_networks(small_network(), {3, 8, 8, 3}, 4); }
+TEST_CASE("plan_equals_graph_resnet20") { compare_networks(models::resnet20_cifar10({.classes = 10, .image_size = 16}), {2, 16, 16, 3}, 10); }
+TEST_CASE("plan_equals_graph_resnet18") { compare_networks(models::resnet18({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
+TEST_CASE("plan_equals_graph_resnet34") { compare_networks(models::resnet34({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
+TEST_CASE("plan_equals_graph_resnet50_v15") { compare_networks(models::resnet50({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
+TEST_CASE("plan_equals_graph_resnet50_v1") { compare_networks(models::resnet50_v1({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
+
+TEST_CASE("plan_fuses_the_chains") {
+  const auto shape_of = [](const Graph& g) {
+    std::vector<std::string> steps;
+    for (const PlanStep& s : compile_plan(g)) steps.push_back(text(g.nodes()[static_cast<size_t>(s.head)].name, s.norm >= 0 ? "+norm" : "", s.clamp_min == 0.0f ? "+relu" : "", "->", g.value(s.output).name));
+    return steps;
+  };
+  Graph g = small_network();
+  randomize(g, 1);
+  CHECK(shape_of(g) == std::vector<std::string>{"conv1+norm+relu->relu1", "conv2+norm->bn2", "add+relu->relu2", "pool->pool", "flatten->flatten", "fc->fc"});
+  // A value with a transform of its own is not computed inside a chain.
+  fold_batch_norms(g);
+  quant::QuantSim sim(g, {.config = quant::parse_config(R"({"defaults": {"ops": {"is_output_quantized": "True"}, "params": {}}, "params": {}, "op_type": {}, "supergroups": [],
+    "model_input": {}, "model_output": {}})", "test")});
+  CHECK(shape_of(g) == std::vector<std::string>{"conv1->conv1", "relu1->relu1", "conv2->conv2", "add->add", "relu2->relu2", "pool->pool", "flatten->flatten", "fc->fc"});
+}
+
+TEST_CASE("planned_quantized_steps_yield_codes") {
+  Graph g = small_network();
+  randomize(g, 1);
+  fold_batch_norms(g);
+  quant::QuantSim sim(g, {.scheme = quant::Scheme::range_learning_tf});
+  const Tensor x = random_tensor({2, 8, 8, 3}, 2);
+  sim.compute_encodings([&] { g(x); });
+  for (const bool learning : {true, false}) {
+    if (!learning) sim.freeze();
+    std::map<int, Var> vars;
+    vars[g.inputs()[0].id] = g.value(g.inputs()[0]).transform->apply({}, Var(x));
+    for (const PlanStep& s : compile_plan(g)) {
+      std::vector<Var> in;
+      for (const Value v : g.nodes()[static_cast<size_t>(s.head)].inputs) in.push_back(vars.at(v.id));
+      const Var y = run_step(g, s, {}, in);
+      const std::string name = g.value(s.output).name;
+      // Under AIMET's default rules the global pool and flatten stay in float.
+      const bool wanted = name != "pool" && name != "flatten";
+      CHECK_MESSAGE((y.coded() != nullptr) == wanted, name);
+      if (y.coded()) {
+        CHECK(y.coded()->grid == sim.find(name)->grids()[0]);
+        CHECK(y.coded()->codes.dtype() == DType::u8);
+      }
+      vars[s.output.id] = y;
+    }
+  }
+}
+
+TEST_CASE("plan_follows_changes_of_the_graph") {
+  Graph g = small_network();
+  randomize(g, 1);
+  const Tensor x = random_tensor({2, 8, 8, 3}, 2);
+  const Tensor plain = infer(g, x);
+  {
+    quant::QuantSim sim(g, {.scheme = quant::Scheme::range_learning_tf, .param_bits = 3, .output_bits = 3});
+    CHECK(same_bits(infer(g, x), plain));  // placed, but off
+    sim.compute_encodings([&] { g(x); });
+    CHECK_FALSE(same_bits(infer(g, x), plain));
+    sim.disable();
+    CHECK(same_bits(infer(g, x), plain));
+  }
+  CHECK(same_bits(infer(g, x), plain));
+}
