@@ -26,7 +26,8 @@ std::string Report::to_json() const {
 Report Report::from_json(const std::string& text) {
   const Json j = Json::parse(text);
   Report r;
-  for (const auto& [stage, a] : j.value("accuracy", Json::object()).items()) r.accuracy[stage] = {a.at(0).get<int64_t>(), a.at(1).get<int64_t>(), a.at(2).get<int64_t>()};
+  const Json accuracies = j.value("accuracy", Json::object());  // items() refers to it
+  for (const auto& [stage, a] : accuracies.items()) r.accuracy[stage] = {a.at(0).get<int64_t>(), a.at(1).get<int64_t>(), a.at(2).get<int64_t>()};
   r.seconds = j.at("seconds").get<std::map<std::string, double>>();
   r.images_per_second = j.at("images_per_second").get<std::map<std::string, double>>();
   r.images = j.at("images").get<std::map<std::string, int64_t>>();
