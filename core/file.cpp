@@ -29,6 +29,12 @@ std::unique_ptr<FileSystem>& injected() {
   return fs;
 }
 
+int look_up(const std::string& path) {
+  const int r = file_system().exists(path);
+  DETENT_CHECK(r >= 0, "cannot look up ", path, ": ", reason(r));
+  return r;
+}
+
 template <class Call>
 int64_t retried(Call&& call) {
   int64_t r;
@@ -302,8 +308,9 @@ std::vector<std::string> list_folder(const std::string& folder) {
   return names;
 }
 
-bool file_exists(const std::string& path) { return file_system().exists(path) == 1; }
-bool folder_exists(const std::string& path) { return file_system().exists(path) == 2; }
+// "Cannot tell" is not "no": a file passed over for it would be missing without a word.
+bool file_exists(const std::string& path) { return look_up(path) == 1; }
+bool folder_exists(const std::string& path) { return look_up(path) == 2; }
 
 void remove_file(const std::string& path) {
   const int r = file_system().remove(path);

@@ -133,6 +133,7 @@ inline void write_file_atomically(const std::string& path, std::span<const uint8
 }
 /// Names in a folder without "." and "..", sorted by byte.
 std::vector<std::string> list_folder(const std::string& folder);
+/// Throw Error when the system cannot tell.
 bool file_exists(const std::string& path);
 bool folder_exists(const std::string& path);
 void remove_file(const std::string& path);

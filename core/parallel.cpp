@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -24,7 +25,8 @@ struct Job {
   detail::ChunkFn fn = nullptr;
   void* context = nullptr;
   std::atomic<int64_t> next{0};
-  std::exception_ptr error;
+  std::exception_ptr error;  // of the lowest chunk that threw: the one that a run without threads reports
+  int64_t error_chunk = INT64_MAX;
   std::mutex error_mutex;
 
   void work() {
@@ -33,13 +35,27 @@ struct Job {
         fn(context, i);
       } catch (...) {
         std::lock_guard lock(error_mutex);
-        if (!error) error = std::current_exception();
+        if (i < error_chunk) {
+          error_chunk = i;
+          error = std::current_exception();
+        }
       }
     }
   }
 };
 
+// Workers are always inside; a caller is while its chunks run on the pool.
 thread_local bool inside_job = false;
+// Chunks on this thread's stack, those run inline included.
+thread_local int chunk_depth = 0;
+
+class ChunkScope {
+ public:
+  ChunkScope() { ++chunk_depth; }
+  ~ChunkScope() { --chunk_depth; }
+  ChunkScope(const ChunkScope&) = delete;
+  ChunkScope& operator=(const ChunkScope&) = delete;
+};
 
 // Workers wait for a generation number to change. One job runs at a time; a caller that finds the pool busy runs its chunks itself.
 class Pool {
@@ -57,10 +73,16 @@ class Pool {
     for (std::thread& t : workers_) t.join();
     workers_.clear();
     stop_ = false;
-    for (int i = 1; i < threads; ++i) {
-      workers_.emplace_back([this, seen = generation_.load()]() mutable { loop(seen); });
+    std::string refused;
+    try {
+      for (int i = 1; i < threads; ++i) {
+        workers_.emplace_back([this, seen = generation_.load()]() mutable { loop(seen); });
+      }
+    } catch (const std::exception& e) {
+      refused = e.what();
     }
-    threads_.store(threads);
+    threads_.store(static_cast<int>(workers_.size()) + 1);
+    DETENT_CHECK(refused.empty(), "threads: ", threads, " asked for, the system gave ", workers_.size() + 1, " (", refused, "); ask for fewer");
   }
 
   int threads() const { return threads_.load(); }
@@ -99,6 +121,7 @@ class Pool {
  private:
   void loop(uint64_t seen) {
     inside_job = true;
+    const ChunkScope scope;
     for (;;) {
       for (int spins = 0; spins < 4000 && generation_.load(std::memory_order_acquire) == seen; ++spins) relax();
       if (generation_.load(std::memory_order_acquire) == seen) {
@@ -134,7 +157,11 @@ class Pool {
 Pool& pool() {
   static Pool& p = []() -> Pool& {
     static Pool instance;
-    instance.resize(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+    try {
+      instance.resize(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+    } catch (const Error&) {
+      // Fewer threads than cores: nobody asked for a number.
+    }
     return instance;
   }();
   return p;
@@ -144,6 +171,8 @@ Pool& pool() {
 
 void set_num_threads(int threads) {
   DETENT_CHECK(threads >= 1 && threads <= 1024, "threads: ", threads, " is not in 1..1024");
+  // The caller's own job holds the pool: waiting for it would never end.
+  DETENT_CHECK(chunk_depth == 0, "threads: set_num_threads(", threads, ") was called inside a parallel_for; call it before or after");
   pool().resize(threads);
 }
 
@@ -152,6 +181,7 @@ int num_threads() { return pool().threads(); }
 namespace detail {
 
 void run_chunks(int64_t chunks, ChunkFn fn, void* context) {
+  const ChunkScope scope;
   if (chunks == 1 || inside_job) {
     for (int64_t i = 0; i < chunks; ++i) fn(context, i);
     return;

@@ -8,7 +8,8 @@
 
 namespace detent {
 
-/// Number of threads that share the work of one parallel_for, the caller included. At least 1; default: all cores.
+/// Number of threads that share the work of one parallel_for, the caller included. At least 1; default: all cores. Waits for a loop that another thread runs;
+/// throws Error inside a chunk, and when the system gives fewer threads (those it gave stay).
 void set_num_threads(int threads);
 int num_threads();
 
@@ -17,7 +18,7 @@ using ChunkFn = void (*)(void* context, int64_t chunk);
 void run_chunks(int64_t chunks, ChunkFn fn, void* context);
 }  // namespace detail
 
-/// Calls fn(chunk) for chunk in [0, chunks), in any order, on the pool. The first exception is rethrown here.
+/// Calls fn(chunk) for chunk in [0, chunks), in any order, on the pool. Of several exceptions the one of the lowest chunk is rethrown here.
 template <class Fn>
 void parallel_chunks(int64_t chunks, Fn&& fn) {
   detail::run_chunks(

@@ -62,6 +62,54 @@ std::vector<std::string_view> parse_quantizers(quant::QuantSim& sim, const std::
   return states;
 }
 
+void restore_quantizer(const quant::Placement& p, std::string_view bytes, const std::string& path) {
+  try {
+    p.quantizer->restore(bytes);
+  } catch (const Error& e) {
+    fail("checkpoint ", path, ": ", e.what());
+  }
+  const int axis = p.quantizer->spec().channel_axis;
+  if (!p.parameter || axis < 0 || !p.quantizer->calibrated()) return;
+  const int64_t n = static_cast<int64_t>(p.quantizer->ranges().size()), channels = p.parameter->value.dim(axis);
+  DETENT_CHECK(n == channels, "checkpoint ", path, ": quantizer \"", p.name, "\" has ", n, " ranges, this network ", channels, " channels");
+}
+
+// Puts quantizers back as they were unless everything fitted.
+class QuantizerRollback {
+ public:
+  explicit QuantizerRollback(quant::QuantSim* sim) : sim_(sim) {
+    if (!sim) return;
+    for (const quant::Placement& p : sim->placements()) before_.push_back(p.quantizer->save());
+  }
+  ~QuantizerRollback() {
+    if (!sim_) return;
+    try {
+      for (size_t i = 0; i < before_.size(); ++i) sim_->placements()[i].quantizer->restore(before_[i]);
+    } catch (const std::exception&) {
+      // No memory to go back with: the error on its way says that nothing can be trusted.
+    }
+  }
+  QuantizerRollback(const QuantizerRollback&) = delete;
+  QuantizerRollback& operator=(const QuantizerRollback&) = delete;
+  void done() { sim_ = nullptr; }
+
+ private:
+  quant::QuantSim* sim_;
+  std::vector<std::string> before_;
+};
+
+// "conv1.weight/momentum" belongs to conv1.weight and has its shape. State of bounds that do not learn at present has nothing to be compared with.
+void check_optimizer_state(nn::Graph& graph, const std::vector<NamedTensor>& state, const std::string& path) {
+  std::map<std::string_view, const Tensor*> parameters;
+  for (const nn::Parameter* p : graph.parameters()) parameters[p->name] = &p->value;
+  for (const NamedTensor& t : state) {
+    const auto it = parameters.find(std::string_view(t.name).substr(0, t.name.rfind('/')));
+    if (it == parameters.end()) continue;
+    DETENT_CHECK(t.tensor.dtype() == DType::f32 && t.tensor.shape() == it->second->shape(), "checkpoint ", path, ": optimizer state \"", t.name, "\" is ", to_string(t.tensor.dtype()), " ",
+                 t.tensor.shape(), ", its parameter f32 ", it->second->shape());
+  }
+}
+
 }  // namespace
 
 void write_checkpoint_file(const std::string& path, const Sections& sections) {
@@ -141,13 +189,17 @@ Progress load_checkpoint(const std::string& path, nn::Graph& graph, quant::Quant
   int64_t steps_done = 0;
   DETENT_CHECK(steps != state.metadata.end() && std::from_chars(steps->second.data(), steps->second.data() + steps->second.size(), steps_done).ec == std::errc{}, "checkpoint ", path,
                ": section \"optimizer\" has no step count");
+  DETENT_CHECK(steps_done >= 0, "checkpoint ", path, ": ", steps_done, " steps done");
   std::vector<std::string_view> quantizers;
   if (sim) quantizers = parse_quantizers(*sim, section(s, "quantizers", path), path);
-  assign_weights(graph, weights.tensors, path);
-  for (size_t i = 0; i < quantizers.size(); ++i) sim->placements()[i].quantizer->restore(quantizers[i]);
+  QuantizerRollback rollback(sim);
+  for (size_t i = 0; i < quantizers.size(); ++i) restore_quantizer(sim->placements()[i], quantizers[i], path);
+  check_optimizer_state(graph, state.tensors, path);
   std::vector<std::pair<std::string, Tensor>> restored;
   for (const NamedTensor& t : state.tensors) restored.emplace_back(t.name, t.tensor);
+  assign_weights(graph, weights.tensors, path);
   optimizer.restore(restored, steps_done);
+  rollback.done();
   return progress;
 }
 

@@ -16,7 +16,12 @@ void Optimizer::step(std::span<Parameter* const> parameters) {
     ready.push_back(p);
   }
   ++steps_;
-  update(ready);
+  try {
+    update(ready);
+  } catch (...) {
+    --steps_;  // no memory for the state: the step was not done and may be tried again
+    throw;
+  }
   for (Parameter* p : ready) p->grad = Tensor();
 }
 

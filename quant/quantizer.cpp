@@ -140,25 +140,31 @@ Range Quantizer::gated(Range r, const Range& before) const {
 // Takes over the bounds the optimizer wrote: gates them and derives the grids, once a step.
 void Quantizer::refresh() {
   std::vector<float> lo = min_.value.to_vector<float>(), hi = max_.value.to_vector<float>();
+  std::vector<Range> good = good_;
+  std::vector<Grid> grids = grids_;
   bool changed = false;
   for (size_t i = 0; i < lo.size(); ++i) {
     const Range now{static_cast<double>(lo[i]), static_cast<double>(hi[i])};
-    if (now.min == good_[i].min && now.max == good_[i].max) continue;
+    if (now.min == good[i].min && now.max == good[i].max) continue;
     changed = true;
-    Range r = gated(now, good_[i]);
+    Range r = gated(now, good[i]);
     const double floor = std::max(kMinWidth, kSmallestShare * (initial_[i].max - initial_[i].min));
     if (spec_.rule != RangeRule::aimet && r.max - r.min < floor) {
       // A step that would close the range: keep the last good width.
-      r = good_[i].max - good_[i].min >= floor ? good_[i] : Range{std::min(r.min, -0.5 * floor), std::max(r.max, 0.5 * floor)};
+      r = good[i].max - good[i].min >= floor ? good[i] : Range{std::min(r.min, -0.5 * floor), std::max(r.max, 0.5 * floor)};
     }
     lo[i] = static_cast<float>(r.min);
     hi[i] = static_cast<float>(r.max);
-    good_[i] = {static_cast<double>(lo[i]), static_cast<double>(hi[i])};
-    grids_[i] = grid_from_range(good_[i], spec_.grid);
+    good[i] = {static_cast<double>(lo[i]), static_cast<double>(hi[i])};
+    grids[i] = grid_from_range(good[i], spec_.grid);
   }
   if (!changed) return;
-  min_.value.copy_from(Tensor::from<float>(min_.value.shape(), lo));
-  max_.value.copy_from(Tensor::from<float>(max_.value.shape(), hi));
+  // All or nothing: without memory for these the next call gates the same bounds again.
+  const Tensor new_min = Tensor::from<float>(min_.value.shape(), lo), new_max = Tensor::from<float>(max_.value.shape(), hi);
+  min_.value.copy_from(new_min);
+  max_.value.copy_from(new_max);
+  good_ = std::move(good);
+  grids_ = std::move(grids);
 }
 
 Var Quantizer::learned_bound(nn::Parameter& bound, int64_t elements) const {
@@ -305,6 +311,9 @@ void Quantizer::restore(std::string_view bytes) {
     initial[i] = in.get<Range>();
     grids[i] = in.get<Grid>();
     DETENT_CHECK(is_valid(grids[i]), "quantizer \"", name_, "\": grid ", i, " in the checkpoint is not valid");
+    for (const Range& r : {Range{static_cast<double>(lo[i]), static_cast<double>(hi[i])}, good[i], initial[i]}) {
+      DETENT_CHECK(std::isfinite(r.min) && std::isfinite(r.max), "quantizer \"", name_, "\": range ", i, " in the checkpoint, [", r.min, ", ", r.max, "], is not finite");
+    }
   }
   const std::string_view statistics = in.get_string();
   std::unique_ptr<RangeEstimator> estimator;
@@ -312,7 +321,11 @@ void Quantizer::restore(std::string_view bytes) {
     estimator = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
     estimator->load(statistics);
   }
-  DETENT_CHECK(n > 0 || state == static_cast<uint8_t>(QuantizerState::off) || estimator, "quantizer \"", name_, "\": the checkpoint holds no range");
+  DETENT_CHECK(in.done(), "quantizer \"", name_, "\": bytes are left over behind its state in the checkpoint");
+  const bool needs_range = state == static_cast<uint8_t>(QuantizerState::frozen) || state == static_cast<uint8_t>(QuantizerState::learning);
+  DETENT_CHECK(n > 0 || !needs_range, "quantizer \"", name_, "\": the checkpoint holds no range");
+  DETENT_CHECK(estimator || state != static_cast<uint8_t>(QuantizerState::observing), "quantizer \"", name_, "\": the checkpoint holds no calibration statistics");
+  DETENT_CHECK(n <= 1 || spec_.channel_axis >= 0, "quantizer \"", name_, "\": ", n, " ranges in the checkpoint, this network has one; use the same --config");
   if (n > 0) {
     const Shape shape{static_cast<int64_t>(n)};
     min_.value = Tensor::from<float>(shape, lo);

@@ -50,6 +50,13 @@ void trim_log(const std::string& path, int64_t steps) {
   write_file_atomically(path, std::string_view(kept));
 }
 
+struct Stopped {};
+
+// Outside of training there is no step to finish.
+void stop_if_asked() {
+  if (stop_requested.load()) throw Stopped{};
+}
+
 void check_writable(const std::string& folder) { const AtomicFile probe(join_path(folder, ".writable")); }
 
 // Removes a log that a failed run would leave half-written.
@@ -109,7 +116,10 @@ io::LoaderOptions Flow::loader_options(bool training) const {
 nn::Accuracy Flow::validate(const std::string& stage) {
   io::Loader loader(valid_set_, loader_options(false));
   Progress progress("evaluate " + stage, loader.images(), o_.quiet);
-  const nn::Accuracy a = nn::evaluate(net_, loader, [&](int64_t done) { progress.update(done); });
+  const nn::Accuracy a = nn::evaluate(net_, loader, [&](int64_t done) {
+    progress.update(done);
+    stop_if_asked();
+  });
   report_.accuracy[stage] = a;
   report_.images["valid"] = a.images;
   report_.images_per_second[sim_ ? "eval_quantized" : "eval_float"] = rate(a.images, progress.seconds());
@@ -153,7 +163,7 @@ void Flow::train_built_in() {
       const nn::StepInfo info = trainer.step(b.images, b.labels);
       step = info.step;
       bar.update(step * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
-      if (stop_requested.load()) fail("stopped while the float network was trained; run again to start it anew");
+      stop_if_asked();
       if (step == o_.float_steps) break;
     }
   }
@@ -175,6 +185,7 @@ void Flow::calibrate() {
     for (const io::Batch& b : loader) {
       net_(b.images);
       progress.update(done += b.images.dim(0));
+      stop_if_asked();
     }
   });
   report_.images["calibration"] = done;
@@ -182,11 +193,34 @@ void Flow::calibrate() {
   for (const std::string& name : report_.unseen) say(false, "warning: the quantizer of \"" + name + "\" never saw data and stays off");
 }
 
-void Flow::save(const io::Progress& progress) {
-  const std::string file = join_path(o_.output, io::checkpoint_name(o_.prefix, progress.step));
-  io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress);
+void Flow::save() {
+  progress_.report = report_.to_json();
+  const std::string file = join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step));
+  io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress_);
+  last_checkpoint_ = file;
   io::prune_checkpoints(o_.output, o_.prefix, o_.keep_checkpoints);
-  saved_checkpoint_ = true;
+}
+
+// A stop that loses nothing: what was trained is in a checkpoint.
+void Flow::say_stopped() const { say(false, text("stopped after step ", progress_.step, "; continue with --resume ", last_checkpoint_, " (or --resume auto)")); }
+
+// A run that was killed leaves the file it was writing under a temporary name; nobody reads those.
+void Flow::remove_left_overs() const {
+  for (const std::string& name : list_folder(o_.output)) {
+    if (!name.starts_with(o_.prefix + ".") || !is_temporary_name(name)) continue;
+    remove_file(join_path(o_.output, name));
+    say(o_.quiet, "removed " + name + ", which an interrupted run left behind");
+  }
+}
+
+// A step that fails (NaN, no memory) names the checkpoint that is still good.
+nn::StepInfo Flow::step(nn::Trainer& trainer, const io::Batch& batch) {
+  try {
+    return trainer.step(batch.images, batch.labels);
+  } catch (const Error& e) {
+    if (last_checkpoint_.empty()) throw;
+    fail(e.what(), "; the last good checkpoint is ", last_checkpoint_);
+  }
 }
 
 bool Flow::train() {
@@ -209,7 +243,7 @@ bool Flow::train() {
     loader.seek(progress_.epoch, progress_.batch);
     io::Batch batch;
     while (progress_.step < total && loader.next(batch)) {
-      const nn::StepInfo info = trainer.step(batch.images, batch.labels);
+      const nn::StepInfo info = step(trainer, batch);
       progress_.step = info.step;
       progress_.batch = batch.index + 1;
       images += info.images;
@@ -218,12 +252,11 @@ bool Flow::train() {
       const bool stop = stop_requested.load();
       if (stop || (o_.checkpoint_every && info.step % o_.checkpoint_every == 0)) {
         log.sync();
+        save();
         guard.keep = true;
-        progress_.report = report_.to_json();
-        save(progress_);
       }
       if (stop) {
-        say(false, text("stopped after step ", info.step, "; continue with --resume ", join_path(o_.output, io::checkpoint_name(o_.prefix, info.step)), " (or --resume auto)"));
+        say_stopped();
         return false;
       }
     }
@@ -231,6 +264,7 @@ bool Flow::train() {
     ++progress_.epoch;
     progress_.batch = 0;
   }
+  log.sync();
   log.close();
   guard.keep = true;
   report_.seconds["qat_train"] += bar.seconds();
@@ -269,12 +303,27 @@ void Flow::finish() {
 }
 
 int Flow::run() {
+  try {
+    return run_stages();
+  } catch (const Stopped&) {
+    if (progress_.step > 0) {
+      if (last_checkpoint_ != join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step))) save();
+      say_stopped();
+    } else {
+      say(false, "stopped before the first training step: nothing to save; run again with the same options");
+    }
+    return kExitStopped;
+  }
+}
+
+int Flow::run_stages() {
   resume();
   open_data();
   build_network();
   progress_.options = resume_key(o_);
   make_folders(o_.output);
   check_writable(o_.output);
+  remove_left_overs();
   sgd_ = std::make_unique<nn::Sgd>(nn::Sgd::Options{.learning_rate = o_.lr, .momentum = o_.momentum, .weight_decay = o_.weight_decay});
   if (!resume_from_.empty()) {
     fold();
@@ -282,6 +331,7 @@ int Flow::run() {
     progress_ = io::load_checkpoint(resume_from_, net_, sim_.get(), *sgd_);
     report_ = Report::from_json(progress_.report);
     report_.resumed_from_step = progress_.step;
+    last_checkpoint_ = resume_from_;
     say(o_.quiet, text("resumed from ", resume_from_));
   } else {
     using Clock = std::chrono::steady_clock;
@@ -303,7 +353,7 @@ int Flow::run() {
     report_.seconds["ptq"] = since(start);
   }
   if (o_.epochs > 0) {
-    if (!train()) return 3;
+    if (!train()) return kExitStopped;
     validate("qat");
   }
   finish();

@@ -19,14 +19,18 @@ namespace qat {
 /// Set by SIGINT and SIGTERM: the step in progress is finished and saved.
 extern std::atomic<bool> stop_requested;
 
+/// The process was asked to stop and did so in order; its work is in a checkpoint.
+inline constexpr int kExitStopped = 3;
+
 class Flow {
  public:
   explicit Flow(Options options);
   ~Flow();
-  /// Returns the process's exit code: 0, or 3 when it was asked to stop and saved its work.
+  /// Returns the process's exit code: 0 or kExitStopped.
   int run();
 
  private:
+  int run_stages();
   void open_data();
   void build_network();
   void train_built_in();
@@ -36,7 +40,10 @@ class Flow {
   void quantize();
   void calibrate();
   bool train();
-  void save(const detent::io::Progress& progress);
+  detent::nn::StepInfo step(detent::nn::Trainer& trainer, const detent::io::Batch& batch);
+  void save();
+  void say_stopped() const;
+  void remove_left_overs() const;
   void resume();
   void finish();
   std::string path(const std::string& suffix) const;
@@ -50,8 +57,7 @@ class Flow {
   detent::io::Preprocess preprocess_ = detent::io::Preprocess::keras;
   Report report_;
   detent::io::Progress progress_;
-  std::string resume_from_;
-  bool wrote_log_ = false, saved_checkpoint_ = false;
+  std::string resume_from_, last_checkpoint_;
 };
 
 }  // namespace qat

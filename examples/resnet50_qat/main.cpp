@@ -8,7 +8,13 @@
 
 namespace {
 
-void on_signal(int) { qat::stop_requested.store(true); }
+// The first request stops in order; a second one ends the process at once, as without a handler.
+void on_signal(int signal) {
+  if (qat::stop_requested.exchange(true)) {
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+  }
+}
 
 // One line: what, where, what to do.
 int complain(const char* what) {

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "detent/core/error.h"
+
 namespace qat {
 namespace {
 
@@ -24,15 +26,19 @@ std::string Report::to_json() const {
 }
 
 Report Report::from_json(const std::string& text) {
-  const Json j = Json::parse(text);
-  Report r;
-  const Json accuracies = j.value("accuracy", Json::object());  // items() refers to it
-  for (const auto& [stage, a] : accuracies.items()) r.accuracy[stage] = {a.at(0).get<int64_t>(), a.at(1).get<int64_t>(), a.at(2).get<int64_t>()};
-  r.seconds = j.at("seconds").get<std::map<std::string, double>>();
-  r.images_per_second = j.at("images_per_second").get<std::map<std::string, double>>();
-  r.images = j.at("images").get<std::map<std::string, int64_t>>();
-  r.unseen = j.at("unseen").get<std::vector<std::string>>();
-  return r;
+  try {
+    const Json j = Json::parse(text);
+    Report r;
+    const Json accuracy = j.value("accuracy", Json::object());
+    for (const auto& [stage, a] : accuracy.items()) r.accuracy[stage] = {a.at(0).get<int64_t>(), a.at(1).get<int64_t>(), a.at(2).get<int64_t>()};
+    r.seconds = j.at("seconds").get<std::map<std::string, double>>();
+    r.images_per_second = j.at("images_per_second").get<std::map<std::string, double>>();
+    r.images = j.at("images").get<std::map<std::string, int64_t>>();
+    r.unseen = j.at("unseen").get<std::vector<std::string>>();
+    return r;
+  } catch (const nlohmann::json::exception& e) {
+    detent::fail("the results of earlier stages cannot be read: ", e.what());
+  }
 }
 
 std::string table(const Report& r, const Options& o) {

@@ -21,6 +21,7 @@ struct Report {
   int64_t bad_records = 0;
 
   std::string to_json() const;
+  /// Throws detent::Error for text that to_json() did not write.
   static Report from_json(const std::string& text);
 };
 

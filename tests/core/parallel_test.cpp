@@ -97,6 +97,46 @@ TEST_CASE("several_threads_may_use_the_pool_at_once") {
   for (int64_t s : sums) CHECK(s == 200 * 1600);
 }
 
+TEST_CASE("of_several_exceptions_in_parallel_chunks_the_lowest_chunk_wins") {
+  for (const int threads : {1, 4}) {
+    const Threads pool(threads);
+    for (int round = 0; round < 50; ++round) CHECK_THROWS_WITH_AS(parallel_chunks(64, [](int64_t i) { DETENT_CHECK(i < 5, "chunk ", i); }), "chunk 5", Error);
+  }
+}
+
+TEST_CASE("the_number_of_threads_cannot_change_inside_a_parallel_loop") {
+  for (const int threads : {1, 3}) {
+    const Threads pool(threads);
+    for (const int64_t chunks : {1, 20}) {
+      CHECK_THROWS_WITH_AS(parallel_chunks(chunks, [](int64_t) { set_num_threads(2); }), "threads: set_num_threads(2) was called inside a parallel_for; call it before or after", Error);
+    }
+    CHECK(num_threads() == threads);
+    std::atomic<int64_t> sum{0};
+    parallel_chunks(20, [&](int64_t i) { sum += i; });
+    CHECK(sum == 190);
+  }
+}
+
+TEST_CASE("the_number_of_threads_may_change_while_other_threads_use_the_pool") {
+  const Threads pool(3);
+  std::atomic<bool> stop{false};
+  std::atomic<int64_t> wrong{0};
+  std::vector<std::thread> callers;
+  for (int t = 0; t < 3; ++t) {
+    callers.emplace_back([&] {
+      while (!stop) {
+        std::atomic<int64_t> sum{0};
+        parallel_chunks(40, [&](int64_t i) { sum += i; });
+        wrong += sum != 780;
+      }
+    });
+  }
+  for (int round = 0; round < 60; ++round) set_num_threads(1 + round % 4);
+  stop = true;
+  for (std::thread& c : callers) c.join();
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("thread_counts_that_make_no_sense_are_errors") {
   CHECK_THROWS_WITH_AS(set_num_threads(0), "threads: 0 is not in 1..1024", Error);
   CHECK_THROWS_AS(set_num_threads(-3), Error);
