@@ -1,4 +1,4 @@
-// All of Detent's public interface. Programs that care for compile time include the headers they use.
+// All of Detent's public interface. Programs that care for compile time include the headers they use. Each says what threads may share.
 #pragma once
 
 #include "detent/autograd/ops.h"

@@ -1,4 +1,4 @@
-// Where a tensor lives.
+// Where a tensor lives. Plain data.
 #pragma once
 
 #include <string>

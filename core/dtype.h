@@ -1,4 +1,4 @@
-// Element types of tensors.
+// Element types of tensors. Constants and pure functions: thread-safe.
 #pragma once
 
 #include <cstdint>

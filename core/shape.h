@@ -1,4 +1,4 @@
-// Shape of a tensor: up to 6 extents, inline, trivially copyable. Feature maps are [n,h,w,c], conv weights [k,r,s,c] (OHWI), dense weights [out,in].
+// Shape of a tensor: up to 6 extents, inline, trivially copyable. Feature maps are [n,h,w,c], conv weights [k,r,s,c] (OHWI), dense weights [out,in]. Const use is thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,7 @@
 //
 //   "DETENTCK" u32 version u32 sections | per section: u32 name length, name, u64 bytes, payload, u32 masked CRC-32C of name and payload | u32 CRC of all headers
 //
-// All integers little endian. Readers check every size against the file before they allocate.
+// All integers little endian. Readers check every size against the file before they allocate. Thread-safe for different graphs and files.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What a quantized network leaves on disk. QuantSim::export_to (quant/quantsim.h) is defined here.
+// What a quantized network leaves on disk. QuantSim::export_to (quant/quantsim.h) is defined here. Thread-safe for different graphs and files.
 #pragma once
 
 #include <string>

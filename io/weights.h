@@ -1,4 +1,4 @@
-// Weight files into and out of a Graph. Files hold PyTorch's layout (conv weights OIHW); the Graph holds OHWI. Keys are the Graph's parameter and buffer names.
+// Weight files into and out of a Graph. Files hold PyTorch's layout (conv weights OIHW); the Graph holds OHWI. Keys are the Graph's parameter and buffer names. One thread a Graph.
 #pragma once
 
 #include <span>

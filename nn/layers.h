@@ -1,5 +1,5 @@
 // The layers a Graph is built of. Shapes are [n,h,w,c]; conv weights [k,r,s,c/groups]; dense weights [out,in].
-// Options that make no sense throw Error from the constructor or from infer().
+// Options that make no sense throw Error from the constructor or from infer(). A layer is used by one thread at a time.
 #pragma once
 
 #include <cstdint>

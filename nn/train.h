@@ -1,4 +1,4 @@
-// Training and evaluation loops over any source of batches. fit() is only a loop around Trainer::step; a loop of your own works as well.
+// Training and evaluation loops over any source of batches. fit() is only a loop around Trainer::step; a loop of your own works as well. One thread a Graph and Trainer.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Bias correction on tensors: takes the mean error that quantized weights cause back out of the bias (Nagel et al. 2019; aimet.md section 7).
-// CPU tensors, changed in place; throws Error when shapes do not fit.
+// CPU tensors, changed in place; throws Error when shapes do not fit. Thread-safe for different tensors.
 #pragma once
 
 #include <vector>

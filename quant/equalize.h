@@ -1,4 +1,4 @@
-// Cross-layer equalization and high-bias folding on tensors (Nagel et al. 2019, "Data-Free Quantization"; aimet.md section 7).
+// Cross-layer equalization and high-bias folding on tensors (Nagel et al. 2019, "Data-Free Quantization"; aimet.md section 7). Thread-safe for different tensors.
 // Weights are [k,r,s,c] or [out,in] on the CPU, biases [k] or undefined (then there is none); everything is changed in place. Throws Error when channels do not fit.
 #pragma once
 

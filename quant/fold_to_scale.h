@@ -1,4 +1,4 @@
-// Folding a batch norm into a layer whose weight already has learned ranges: the ranges move with the channels (aimet.md section 4, fold-to-scale).
+// Folding a batch norm into a layer whose weight already has learned ranges: the ranges move with the channels (aimet.md section 4, fold-to-scale). Stateless, thread-safe.
 #pragma once
 
 #include <vector>

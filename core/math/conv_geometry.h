@@ -1,4 +1,4 @@
-// Geometry of a 2-D convolution or pooling window, NHWC. POD, host and device.
+// Geometry of a 2-D convolution or pooling window, NHWC. POD, host and device. Plain data and pure functions: thread-safe.
 #pragma once
 
 #include <cstdint>

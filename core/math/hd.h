@@ -1,4 +1,4 @@
-// Marks the formulas of core/math: compiled by the host compiler and by nvcc, always inlined so that no instruction set leaks between translation units.
+// Marks the formulas of core/math: compiled by the host compiler and by nvcc, always inlined so that no instruction set leaks between translation units. Thread-safe: macros only.
 #pragma once
 
 #if defined(__CUDACC__)

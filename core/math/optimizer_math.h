@@ -1,4 +1,4 @@
-// Update rules of the optimizers for one parameter, once, for host and device.
+// Update rules of the optimizers for one parameter, once, for host and device. Pure functions: thread-safe.
 #pragma once
 
 #include <cmath>

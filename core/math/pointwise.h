@@ -1,5 +1,5 @@
 // Pointwise functions with their derivatives, once, for host and device. fwd(x) is the value, bwd(x, y, dy) is dy * f'(x) with y = f(x).
-// To add one: write the functor, add a line to DETENT_POINTWISE_LIST and a row to tests/autograd/pointwise_test.cpp (a missing row fails that test).
+// To add one: write the functor, add a line to DETENT_POINTWISE_LIST and a row to tests/autograd/pointwise_test.cpp (a missing row fails that test). Pure functions: thread-safe.
 #pragma once
 
 #include <cmath>

@@ -1,6 +1,6 @@
 // The arithmetic of quantization, once, for host and device: grid from a range, quantize, dequantize, gradients.
 // Values round half to even as in ONNX QuantizeLinear; a range becomes a zero point by rounding half away in double as in AIMET's core.
-// Compile every user with -ffp-contract=off (host) or -fmad=false (nvcc): then CPU and GPU agree to the bit.
+// Compile every user with -ffp-contract=off (host) or -fmad=false (nvcc): then CPU and GPU agree to the bit. Pure functions: thread-safe.
 #pragma once
 
 #include <cmath>

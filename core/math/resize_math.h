@@ -1,4 +1,4 @@
-// Where an output pixel of a resize reads its input: ONNX Resize's coordinate transformations, in double so that exact ratios stay exact.
+// Where an output pixel of a resize reads its input: ONNX Resize's coordinate transformations, in double so that exact ratios stay exact. Pure functions: thread-safe.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// Built-in networks. Value and parameter names are those of the weight files people have (torchvision, Keras, akamaster's CIFAR ResNets).
+// Built-in networks. Value and parameter names are those of the weight files people have (torchvision, Keras, akamaster's CIFAR ResNets). Thread-safe.
 #pragma once
 
 #include <string>

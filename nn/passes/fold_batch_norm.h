@@ -1,4 +1,4 @@
-// Folds batch norms into the convolutions and dense layers beside them; edits the Graph.
+// Folds batch norms into the convolutions and dense layers beside them; edits the Graph. Thread-safe for different graphs.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// Batch-norm folding of one layer's tensors (aimet.md section 4). sigma = sqrt(var + eps); an undefined gamma is all ones, an undefined beta all zeros.
+// Batch-norm folding of one layer's tensors (aimet.md section 4). sigma = sqrt(var + eps); an undefined gamma is all ones, an undefined beta all zeros. Thread-safe: no state.
 #pragma once
 
 #include "detent/core/tensor.h"

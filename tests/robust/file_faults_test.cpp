@@ -147,7 +147,7 @@ struct Sweep {
     }
     ++faults;
     errors += !message.empty();
-    INFO(kCallNames[static_cast<size_t>(fault.call)], " ", fault.at, " fails with ", fault.error, fault.lasting ? " from there on" : "", ": ", message);
+    INFO(std::string(kCallNames[static_cast<size_t>(fault.call)]), " ", fault.at, " fails with ", fault.error, std::string(fault.lasting ? " from there on" : ""), ": ", message);
     CHECK(named);
     CHECK(host_allocator().stats().live_bytes == live);
     CHECK(open_descriptors() == descriptors);

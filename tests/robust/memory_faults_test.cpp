@@ -101,7 +101,7 @@ TEST_CASE("fault sweep: memory refused anywhere in a training step is a named er
     }
     CHECK(requests > 10);
     for (int64_t k = 0; k < requests; ++k) {
-      INFO("request ", k, quantized ? ", quantized" : "");
+      INFO("request ", k, std::string(quantized ? ", quantized" : ""));
       const int64_t live = host_allocator().stats().live_bytes;
       {
         Step step(quantized, data);
@@ -120,7 +120,7 @@ TEST_CASE("fault sweep: memory refused anywhere in a training step is a named er
       CHECK(host_allocator().stats().live_bytes == live);
     }
     CHECK(errors == requests);
-    MESSAGE("memory faults: " << requests << " requests of a " << (quantized ? "quantized" : "float") << " step refused one by one, " << errors << " named errors");
+    MESSAGE("memory faults: " << requests << " requests of a " << std::string(quantized ? "quantized" : "float") << " step refused one by one, " << errors << " named errors");
   }
 }
 

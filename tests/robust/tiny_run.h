@@ -10,6 +10,7 @@
 #include "detent/core/parallel.h"
 #include "detent/io/checkpoint.h"
 #include "detent/io/data/loader.h"
+#include "detent/io/data/example.h"
 #include "detent/io/data/synthetic.h"
 #include "detent/io/export.h"
 #include "detent/nn/graph.h"
