@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "detent/core/file.h"
+#include "detent/io/onnx/import.h"
 
 namespace detent::io {
 namespace {
@@ -75,6 +77,17 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
   for (const auto& [target, value] : pairs) target->copy_from((value->rank() == 4 ? oihw_to_ohwi(*value) : *value).to(target->device()));
 }
 
+// Initializers by name; those that are no weights (bounds of slices and clips) are left out.
+static void load_onnx_weights(nn::Graph& graph, const std::string& path) {
+  std::set<std::string> wanted;
+  for (const auto& [name, tensor] : graph.state()) wanted.insert(name);
+  std::vector<NamedTensor> weights;
+  for (NamedTensor& t : onnx_initializers(path)) {
+    if (wanted.count(t.name)) weights.push_back(std::move(t));
+  }
+  assign_weights(graph, weights, path);
+}
+
 void load_weights(nn::Graph& graph, const std::string& path) {
   uint8_t head[9] = {};
   {
@@ -84,7 +97,8 @@ void load_weights(nn::Graph& graph, const std::string& path) {
   const bool zip = std::memcmp(head, "PK\x03\x04", 4) == 0, pickle = head[0] == 0x80 && head[1] <= 5;
   DETENT_CHECK(!zip && !pickle, "weights ", path, ": a pickled PyTorch file, which is never unpickled; convert it: python -c \"import torch,safetensors.torch as s; s.save_file(torch.load('",
                path, "', weights_only=True), 'weights.safetensors')\"");
-  DETENT_CHECK(is_safetensors(head), "weights ", path, ": not a safetensors file");
+  if (is_onnx({reinterpret_cast<const char*>(head), sizeof head})) return load_onnx_weights(graph, path);
+  DETENT_CHECK(is_safetensors(head), "weights ", path, ": neither a safetensors nor an ONNX file");
   const SafeTensors file = load_safetensors(path, TensorTypes::f32);
   assign_weights(graph, file.tensors, path);
 }

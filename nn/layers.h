@@ -110,6 +110,37 @@ class Binary final : public Module {
   BinaryOp op_;
 };
 
+/// Add, Sub, Mul, Div of a value and a constant that broadcasts to it. The constant is a buffer: stored with the weights, not trained.
+class ConstantOperand final : public Module {
+ public:
+  /// constant_first: the constant is the left operand.
+  ConstantOperand(BinaryOp op, Tensor constant, bool constant_first = false);
+  OpDesc describe() const override;
+  Shape infer(std::span<const Shape> inputs) const override;
+  Var forward(const Context& context, std::span<const Var> inputs) override;
+  void visit(const std::string& prefix, Visitor& visitor) override;
+  BinaryOp op() const { return op_; }
+  bool constant_first() const { return constant_first_; }
+  const Tensor& constant() const { return constant_; }
+  std::string stored_name;  ///< when not empty, the buffer's name instead of NODE.constant
+
+ private:
+  BinaryOp op_;
+  Tensor constant_;
+  bool constant_first_;
+};
+
+/// ONNX PRelu: one slope for each channel, or one for all.
+class PRelu final : public Module {
+ public:
+  explicit PRelu(int64_t slopes);
+  OpDesc describe() const override { return {"PRelu", {}}; }
+  Shape infer(std::span<const Shape> inputs) const override;
+  Var forward(const Context& context, std::span<const Var> inputs) override;
+  void visit(const std::string& prefix, Visitor& visitor) override;
+  Parameter weight;
+};
+
 class Concat final : public Module {
  public:
   explicit Concat(int axis) : axis_(axis) {}

@@ -38,6 +38,8 @@ class Transform {
 /// A named tensor the optimizer may change. `name` is the key of checkpoints, encodings and exports: "conv1.weight".
 struct Parameter : Leaf {
   std::string name;
+  std::string kind;        ///< its role in its module: "weight", "bias"
+  std::string given_name;  ///< when not empty, its name instead of NODE.KIND: that of an imported file
   bool weight_decay = true;          ///< false: the optimizer leaves it undecayed (biases of ranges, norms when asked)
   float learning_rate_scale = 1.0f;
   std::shared_ptr<Transform> transform;

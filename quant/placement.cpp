@@ -160,7 +160,7 @@ class Placer {
     nn::Visitor visitor;
     visitor.buffer = [](const std::string&, Tensor&) {};
     visitor.parameter = [&](nn::Parameter& parameter) {
-      const std::string kind = parameter.name.substr(parameter.name.rfind('.') + 1);
+      const std::string& kind = parameter.kind;
       const Override o = config_.override_for(n.name);
       const int bits = o.param_bits.value_or(options_.param_bits);
       bool on = config_.quantizes_param(n.op, kind);

@@ -230,11 +230,38 @@ bool Exporter::write_pointwise(const Node& n, const std::string& out) {
     b_.node(binary->describe().op.c_str(), n.name, {in(n.inputs[0]), in(n.inputs[1])}, out);
     return true;
   }
+  if (const auto* operand = dynamic_cast<const nn::ConstantOperand*>(n.module.get())) {
+    write_constant_operand(*operand, n, out);
+    return true;
+  }
+  if (const auto* prelu = dynamic_cast<const nn::PRelu*>(n.module.get())) {
+    std::vector<int64_t> dims{prelu->weight.value.elements()};
+    for (int i = 2; i < shape(n.output).rank(); ++i) dims.push_back(1);
+    b_.floats(b_.keep(prelu->weight.name), dims, prelu->weight.value.to_vector<float>());
+    b_.node("PRelu", n.name, {in(n.inputs[0]), prelu->weight.name}, out);
+    return true;
+  }
   if (dynamic_cast<const nn::Softmax*>(n.module.get())) {
     b_.node("Softmax", n.name, {in(n.inputs[0])}, out).set("axis", int64_t{shape(n.output).rank() >= 4 ? 1 : shape(n.output).rank() - 1});
     return true;
   }
   return false;
+}
+
+void Exporter::write_constant_operand(const nn::ConstantOperand& operand, const Node& n, const std::string& out) {
+  const Tensor& c = operand.constant();
+  const int rank = shape(n.output).rank();
+  DETENT_CHECK(shape(n.inputs[0]).rank() == rank, "onnx export: node \"", n.name, "\": its constant has a higher rank than its input");
+  // Leading ones up to the value's rank, then the file's order of axes.
+  std::vector<int64_t> ours(static_cast<size_t>(rank - c.rank()), 1);
+  for (const int64_t d : c.shape().extents()) ours.push_back(d);
+  const std::string name = b_.keep(operand.stored_name.empty() ? n.name + ".constant" : operand.stored_name);
+  Tensor stored = c.reshape(Shape(std::span<const int64_t>(ours)));
+  if (rank >= 4) stored = transpose(Var(stored), layout(rank)).dense();
+  b_.floats(name, dims_of(stored.shape()), stored.to_vector<float>());
+  std::vector<std::string> inputs{in(n.inputs[0]), name};
+  if (operand.constant_first()) std::swap(inputs[0], inputs[1]);
+  b_.node(operand.describe().op.c_str(), n.name, inputs, out);
 }
 
 bool Exporter::write_moving(const Node& n, const std::string& out) {

@@ -39,6 +39,7 @@ class Exporter {
   bool write_pointwise(const Node& n, const std::string& out);
   bool write_moving(const Node& n, const std::string& out);
   void write_activation(const Node& n, const Pointwise& op, const std::string& in, const std::string& out);
+  void write_constant_operand(const nn::ConstantOperand& operand, const Node& n, const std::string& out);
   void write_reshape(const Node& n, const std::string& out);
   void write_flatten(const Node& n, const std::string& out);
   void write_pad(const nn::Pad& pad, const Node& n, const std::string& out);

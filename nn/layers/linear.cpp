@@ -7,7 +7,8 @@ namespace detent::nn {
 namespace {
 
 void name_parameter(Parameter& p, const std::string& prefix, const char* kind, Visitor& visitor) {
-  p.name = prefix + "." + kind;
+  p.kind = kind;
+  p.name = p.given_name.empty() ? prefix + "." + kind : p.given_name;
   if (p.value.defined()) visitor.parameter(p);
 }
 

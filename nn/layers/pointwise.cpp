@@ -57,6 +57,38 @@ Var Binary::forward(const Context&, std::span<const Var> inputs) {
   return kOps[static_cast<int>(op_)](inputs[0], inputs[1]);
 }
 
+ConstantOperand::ConstantOperand(BinaryOp op, Tensor constant, bool constant_first) : op_(op), constant_(std::move(constant)), constant_first_(constant_first) {
+  DETENT_CHECK(constant_.defined() && constant_.dtype() == DType::f32, "constant operand: an f32 tensor is needed");
+}
+OpDesc ConstantOperand::describe() const { return Binary(op_).describe(); }
+Shape ConstantOperand::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 1, describe().op.c_str());
+  return broadcast_shape(describe().op.c_str(), inputs[0], constant_.shape());
+}
+Var ConstantOperand::forward(const Context& context, std::span<const Var> inputs) {
+  const Var c(constant_);
+  const Var operands[] = {constant_first_ ? c : inputs[0], constant_first_ ? inputs[0] : c};
+  return Binary(op_).forward(context, operands);
+}
+void ConstantOperand::visit(const std::string& prefix, Visitor& visitor) { visitor.buffer(stored_name.empty() ? prefix + ".constant" : stored_name, constant_); }
+
+PRelu::PRelu(int64_t slopes) {
+  DETENT_CHECK(slopes > 0, "prelu: ", slopes, " slopes");
+  weight.value = Tensor::full({slopes}, 0.25f);
+}
+Shape PRelu::infer(std::span<const Shape> inputs) const {
+  check_inputs(inputs, 1, "prelu");
+  const int64_t n = weight.value.elements();
+  DETENT_CHECK(n == 1 || n == inputs[0][-1], "prelu: ", n, " slopes for input ", inputs[0]);
+  return inputs[0];
+}
+Var PRelu::forward(const Context& context, std::span<const Var> inputs) { return prelu(inputs[0], weight.var(context)); }
+void PRelu::visit(const std::string& prefix, Visitor& visitor) {
+  weight.kind = "weight";
+  weight.name = weight.given_name.empty() ? prefix + ".weight" : weight.given_name;
+  visitor.parameter(weight);
+}
+
 OpDesc MaxPool::describe() const { return pool_desc("MaxPool", spec_); }
 Shape MaxPool::infer(std::span<const Shape> inputs) const {
   check_inputs(inputs, 1, "max_pool");
