@@ -6,6 +6,7 @@
 #include <set>
 
 #include "detent/core/file.h"
+#include "detent/io/keras_h5.h"
 #include "detent/io/onnx/import.h"
 
 namespace detent::io {
@@ -30,6 +31,25 @@ std::string common_prefix(std::span<const NamedTensor> tensors) {
   return {};
 }
 
+// Hugging Face's ResNets ("resnet.encoder.stages.0.layers.1.layer.2.convolution.weight") under torchvision's names ("layer1.1.conv3.weight").
+std::string torchvision_name(const std::string& name) {
+  const auto replaced = [](std::string s, std::string_view from, std::string_view to) {
+    const size_t at = s.find(from);
+    return at == std::string::npos ? s : s.replace(at, from.size(), to);
+  };
+  if (name.starts_with("resnet.embedder.embedder.")) return replaced(replaced(name.substr(25), "convolution.", "conv1."), "normalization.", "bn1.");
+  if (name.starts_with("classifier.1.")) return "fc." + name.substr(13);
+  constexpr std::string_view kStages = "resnet.encoder.stages.";
+  if (!name.starts_with(kStages) || name[kStages.size()] < '0' || name[kStages.size()] > '8') return name;
+  std::string n = text("layer", name[kStages.size()] - '0' + 1, name.substr(kStages.size() + 1));
+  n = replaced(replaced(replaced(n, ".layers.", "."), ".shortcut.convolution.", ".downsample.0."), ".shortcut.normalization.", ".downsample.1.");
+  const size_t at = n.find(".layer.");
+  if (at == std::string::npos || at + 8 >= n.size() || n[at + 7] < '0' || n[at + 7] > '8') return n;
+  const std::string index(1, static_cast<char>(n[at + 7] + 1));
+  n.erase(at, 8);
+  return replaced(replaced(n, ".convolution.", ".conv" + index + "."), ".normalization.", ".bn" + index + ".");
+}
+
 Shape file_shape(const Shape& s) { return s.rank() == 4 ? Shape{s[0], s[3], s[1], s[2]} : s; }
 
 void append_some(std::string& list, int& count, const std::string& line) {
@@ -51,9 +71,10 @@ Tensor oihw_to_ohwi(const Tensor& w) {
 
 void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, const std::string& source) {
   const std::string prefix = common_prefix(tensors);
+  const bool hugging_face = std::any_of(tensors.begin(), tensors.end(), [](const NamedTensor& t) { return t.name.starts_with("resnet.embedder.embedder."); });
   std::map<std::string, const Tensor*> given;
   for (const NamedTensor& t : tensors) {
-    if (!t.name.ends_with("num_batches_tracked")) given[t.name.substr(prefix.size())] = &t.tensor;
+    if (!t.name.ends_with("num_batches_tracked")) given[hugging_face ? torchvision_name(t.name) : t.name.substr(prefix.size())] = &t.tensor;
   }
   std::string wrong;
   int count = 0;
@@ -98,7 +119,8 @@ void load_weights(nn::Graph& graph, const std::string& path) {
   DETENT_CHECK(!zip && !pickle, "weights ", path, ": a pickled PyTorch file, which is never unpickled; convert it: python -c \"import torch,safetensors.torch as s; s.save_file(torch.load('",
                path, "', weights_only=True), 'weights.safetensors')\"");
   if (is_onnx({reinterpret_cast<const char*>(head), sizeof head})) return load_onnx_weights(graph, path);
-  DETENT_CHECK(is_safetensors(head), "weights ", path, ": neither a safetensors nor an ONNX file");
+  if (is_hdf5({reinterpret_cast<const char*>(head), sizeof head})) return assign_weights(graph, load_keras_h5(path), path);
+  DETENT_CHECK(is_safetensors(head), "weights ", path, ": none of the known files: safetensors, ONNX, Keras .h5");
   const SafeTensors file = load_safetensors(path, TensorTypes::f32);
   assign_weights(graph, file.tensors, path);
 }

@@ -194,7 +194,8 @@ void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
       }
       const int axis = p->quantizer->spec().channel_axis;
       const size_t channels = axis < 0 ? 1 : static_cast<size_t>(p->parameter->value.dim(axis));
-      if (e.grids.size() != channels) wrong += text("\n  ", e.name, ": ", e.grids.size(), " grids in the file, ", channels, " here");
+      // One grid for the tensor is the same grid for each channel.
+      if (e.grids.size() != channels && e.grids.size() != 1) wrong += text("\n  ", e.name, ": ", e.grids.size(), " grids in the file, ", channels, " here");
       matched.emplace_back(&*p, &e);
     }
   };
@@ -207,7 +208,11 @@ void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
     }
   }
   DETENT_CHECK(wrong.empty(), "load_encodings: the encodings are those of another network or configuration:", wrong);
-  for (const auto& [placement, encoding] : matched) placement->quantizer->set_grids(encoding->grids);
+  for (const auto& [placement, encoding] : matched) {
+    const int axis = placement->quantizer->spec().channel_axis;
+    const size_t channels = axis < 0 ? 1 : static_cast<size_t>(placement->parameter->value.dim(axis));
+    placement->quantizer->set_grids(encoding->grids.size() == 1 ? std::vector<Grid>(channels, encoding->grids[0]) : encoding->grids);
+  }
 }
 
 }  // namespace detent::quant

@@ -9,6 +9,8 @@
 #include "detent/core/file.h"
 #include "detent/core/parallel.h"
 #include "detent/io/export.h"
+#include "detent/io/layer_dump.h"
+#include "detent/io/onnx/import.h"
 #include "detent/io/weights.h"
 #include "detent/nn/layers.h"
 #include "detent/nn/models/models.h"
@@ -91,7 +93,22 @@ void Flow::open_data() {
   valid_set_ = std::make_shared<io::TfRecordDataset>(folder, "valid", io::TfRecordOptions{.cache_bytes = kCacheBytes});
 }
 
+void Flow::import_network() {
+  io::OnnxNetwork imported = io::load_onnx(o_.arch, {.image_size = o_.image_size});
+  net_ = std::move(imported.graph);
+  encodings_ = std::move(imported.encodings);
+  DETENT_CHECK(net_.inputs().size() == 1, "--arch ", o_.arch, ": it has ", net_.inputs().size(), " inputs, one image is given");
+  const Shape in = net_.value(net_.inputs()[0]).shape, out = net_.value(net_.scores()).shape;
+  DETENT_CHECK(in.rank() == 4 && in[1] == in[2] && in[3] == 3, "--arch ", o_.arch, ": its input is ", in, "; square images of three channels are given");
+  DETENT_CHECK(o_.image_size == 0 || o_.image_size == in[1], "--image-size ", o_.image_size, ": the network in ", o_.arch, " takes images of ", in[1]);
+  DETENT_CHECK(out.rank() == 2, "--arch ", o_.arch, ": its output is ", out, "; scores [n,classes] are needed");
+  DETENT_CHECK(o_.classes == 0 || o_.classes == out[1], "--classes ", o_.classes, ": the network in ", o_.arch, " has ", out[1]);
+  shape_ = {out[1], in[1]};
+  preprocess_ = o_.preprocess.value_or(io::Preprocess::torchvision);
+}
+
 void Flow::build_network() {
+  if (o_.imported()) return import_network();
   shape_ = nn::models::published(o_.arch);
   if (o_.built_in()) shape_ = {kBuiltInClasses, kBuiltInImageSize};
   if (o_.classes) shape_.classes = o_.classes;
@@ -189,6 +206,11 @@ void Flow::calibrate() {
     }
   });
   report_.images["calibration"] = done;
+  if (!encodings_.activations.empty() || !encodings_.params.empty()) {
+    sim_->load_encodings(encodings_, quant::QuantSim::Load::partial);
+    if (learns_ranges(o_.scheme)) sim_->learn();
+    say(o_.quiet, "grids from " + o_.arch);
+  }
   report_.unseen = sim_->unseen();
   for (const std::string& name : report_.unseen) say(false, "warning: the quantizer of \"" + name + "\" never saw data and stays off");
 }
@@ -289,10 +311,20 @@ void Flow::resume() {
   }
 }
 
+void Flow::dump_layers() {
+  io::LayerDump dump(net_, {.folder = o_.dump_layers, .layer_images = o_.dump_layer_images});
+  io::LoaderOptions options = loader_options(false);
+  options.limit = o_.dump_images;
+  io::Loader loader(valid_set_, options);
+  for (const io::Batch& b : loader) dump.add(b.images);
+  dump.finish();
+}
+
 void Flow::finish() {
   io::ExportOptions options{.folder = o_.output, .prefix = o_.prefix, .encodings_version = o_.encodings_version};
   std::vector<std::string> files = io::export_quantized(*sim_, options);
   if (o_.epochs > 0) files.push_back(o_.prefix + ".log.jsonl");
+  if (!o_.dump_layers.empty()) dump_layers();
   files.push_back(o_.prefix + ".summary.json");
   write_file_atomically(path(".summary.json"), std::string_view(summary_json(report_, o_, "cpu", sim_->counts(), files)));
   std::string out = table(report_, o_);
@@ -339,7 +371,7 @@ int Flow::run_stages() {
     auto start = Clock::now();
     if (o_.built_in()) {
       train_built_in();
-    } else {
+    } else if (!o_.weights.empty()) {
       io::load_weights(net_, o_.weights);
     }
     validate("float");

@@ -33,6 +33,7 @@ class Flow {
   int run_stages();
   void open_data();
   void build_network();
+  void import_network();
   void train_built_in();
   detent::io::LoaderOptions loader_options(bool training) const;
   detent::nn::Accuracy validate(const std::string& stage);
@@ -45,11 +46,13 @@ class Flow {
   void say_stopped() const;
   void remove_left_overs() const;
   void resume();
+  void dump_layers();
   void finish();
   std::string path(const std::string& suffix) const;
 
   Options o_;
   detent::nn::Graph net_;
+  detent::quant::EncodingMap encodings_;  ///< grids that the ONNX file of --arch carries
   std::unique_ptr<detent::quant::QuantSim> sim_;
   std::shared_ptr<detent::io::TfRecordDataset> train_set_, valid_set_;
   std::unique_ptr<detent::nn::Sgd> sgd_;

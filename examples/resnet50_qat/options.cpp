@@ -31,7 +31,7 @@ void one_of(const char* option, const std::string& value, std::initializer_list<
 }
 
 void check(const Options& o, int threads) {
-  detent::nn::models::published(o.arch);
+  if (!o.imported()) detent::nn::models::published(o.arch);
   one_of("--device", o.device, {"auto", "cpu", "cuda"});
   one_of("--encodings-version", o.encodings_version, {"0.6.1", "1.0.0", "2.0.0"});
   at_least("--threads", threads, 1);
@@ -48,6 +48,8 @@ void check(const Options& o, int threads) {
   at_least("--keep-checkpoints", o.keep_checkpoints, 1);
   at_least("--skip-bad-records", o.skip_bad_records, 0);
   at_least("--float-steps", o.float_steps, 1);
+  at_least("--dump-images", o.dump_images, 1);
+  at_least("--dump-layer-images", o.dump_layer_images, 1);
   for (const auto& [option, bits] : {std::pair{"--param-bw", o.param_bits}, std::pair{"--output-bw", o.output_bits}}) {
     DETENT_CHECK((bits >= 2 && bits <= 16) || bits == 32, option, " ", bits, ": give 2..16, or 32 for float");
   }
@@ -57,8 +59,9 @@ void check(const Options& o, int threads) {
   finite("--weight-decay", o.weight_decay, 0.0f);
   DETENT_CHECK(o.momentum < 1.0f, "--momentum ", o.momentum, ": give a number below 1");
   DETENT_CHECK(!o.prefix.empty() && o.prefix.find('/') == std::string::npos, "--prefix \"", o.prefix, "\": give a file name without a folder; the folder is --output");
+  DETENT_CHECK(!(o.built_in() && o.imported()), "--arch ", o.arch, ": also give --data; an imported network is not trained on the built-in data set");
   DETENT_CHECK(!(o.built_in() && !o.weights.empty()), "--weights ", o.weights, ": also give --data; without it the built-in data set and its own float weights are used");
-  DETENT_CHECK(o.built_in() || !o.weights.empty() || !o.resume.empty(), "--data ", o.data, ": also give --weights with the trained float network");
+  DETENT_CHECK(o.built_in() || o.imported() || !o.weights.empty() || !o.resume.empty(), "--data ", o.data, ": also give --weights with the trained float network");
 }
 
 }  // namespace
@@ -75,8 +78,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   app.option_defaults()->always_capture_default();
   app.add_option("--data", o.data, "folder of TFRecords train*, valid* (image/encoded, image/class/label)");
-  app.add_option("--arch", o.arch, "resnet50-v1 (Keras), resnet50-v1.5 (torchvision), resnet34, resnet18, resnet20-cifar10");
-  app.add_option("--weights", o.weights, "trained float weights (safetensors)");
+  app.add_option("--arch", o.arch, "resnet50-v1 (Keras), resnet50-v1.5 (torchvision), resnet34, resnet18, resnet20-cifar10, mobilenet-v2, mobilenet-v2-cifar10; or FILE.onnx, weights included");
+  app.add_option("--weights", o.weights, "trained float weights (safetensors, ONNX, Keras .h5)");
   app.add_option("--label-offset", o.label_offset, "subtracted from the stored labels");
   app.add_option("--device", o.device, "auto, cpu or cuda");
   app.add_option("--threads", threads, "threads of computation; results do not depend on it");
@@ -108,6 +111,9 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--resume", o.resume, "a checkpoint, or auto: the newest good one in --output, else from the start");
   app.add_option("--skip-bad-records", o.skip_bad_records, "broken training records left out before the next one is an error");
   app.add_option("--float-steps", o.float_steps, "steps of float training on the built-in data set");
+  app.add_option("--dump-layers", o.dump_layers, "write every layer's codes for validation images into this folder (scripts/compare_with_onnxruntime)");
+  app.add_option("--dump-images", o.dump_images, "validation images of the dump");
+  app.add_option("--dump-layer-images", o.dump_layer_images, "of those, the ones that all layers are written for");
   app.add_flag("--print-quantizers", o.print_quantizers, "print every quantizer with its range and grid at the end");
   app.add_flag("--quiet", o.quiet, "no progress; only the final table");
   app.set_version_flag("--version", kVersion);

@@ -40,10 +40,14 @@ struct Options {
   std::string resume;  ///< empty, "auto" or a file
   int64_t float_steps = 300;  ///< of the built-in data set's float training
   int64_t skip_bad_records = 0;
+  std::string dump_layers;  ///< folder, or empty
+  int64_t dump_images = 64, dump_layer_images = 32;
   bool print_quantizers = false;
   bool quiet = false;
 
   bool built_in() const { return data.empty(); }
+  /// --arch names an ONNX file, which holds the weights too.
+  bool imported() const { return arch.ends_with(".onnx"); }
 };
 
 /// Parses and checks. Throws detent::Error for bad usage. Returns false when --help or --version was asked for; `text` is then what to print.

@@ -30,6 +30,24 @@ void describe(ValueInfoProto& info, const std::string& name, std::span<const int
 
 }  // namespace
 
+bool is_utf8(std::string_view s) {
+  for (size_t i = 0; i < s.size();) {
+    const auto c = static_cast<uint8_t>(s[i]);
+    const size_t n = c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+    if (n == 0 || i + n > s.size()) return false;
+    uint32_t code = n == 1 ? c : c & (0x7Fu >> n);
+    for (size_t k = 1; k < n; ++k) {
+      const auto follow = static_cast<uint8_t>(s[i + k]);
+      if ((follow & 0xC0) != 0x80) return false;
+      code = code << 6 | (follow & 0x3F);
+    }
+    constexpr uint32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (code < kSmallest[n] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) return false;
+    i += n;
+  }
+  return true;
+}
+
 AttributeProto& NodeBuilder::attribute(const char* name, int32_t type) {
   AttributeProto& a = *node_.add_attribute();
   a.set_name(name);
@@ -64,6 +82,7 @@ Builder::Builder() {
 }
 
 const std::string& Builder::keep(const std::string& name) {
+  DETENT_CHECK(is_utf8(name), "onnx export: a name is not UTF-8 text");
   DETENT_CHECK(names_.insert(name).second, "onnx export: two values are named \"", name, "\"; names are keys and must be unique");
   return name;
 }
@@ -115,6 +134,12 @@ void Builder::integers(const std::string& name, ElementType type, std::span<cons
 void Builder::input(const std::string& name, std::span<const int64_t> dims) { describe(*model_.mutable_graph()->add_input(), name, dims); }
 void Builder::output(const std::string& name, std::span<const int64_t> dims) { describe(*model_.mutable_graph()->add_output(), name, dims); }
 
+void Builder::metadata(const std::string& key, const std::string& value) {
+  Entry& e = *model_.add_metadata_props();
+  e.set_key(key);
+  e.set_value(value);
+}
+
 void Builder::require_opset(int64_t version) { opset_ = std::max(opset_, version); }
 
 std::string Builder::serialize() {
@@ -123,7 +148,7 @@ std::string Builder::serialize() {
   model_.add_opset_import()->set_version(opset_);
   DETENT_CHECK(model_.ByteSizeLong() <= static_cast<size_t>(std::numeric_limits<int32_t>::max()), "onnx export: the model has ", model_.ByteSizeLong(), " bytes, and a file holds at most 2 GiB");
   std::string bytes;
-  DETENT_CHECK(model_.SerializeToString(&bytes), "onnx export: a name is not UTF-8 text");
+  DETENT_CHECK(model_.SerializeToString(&bytes), "onnx export: the model cannot be serialized");
   return bytes;
 }
 

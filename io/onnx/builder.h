@@ -17,6 +17,11 @@ namespace detent::io::onnx {
 /// TensorProto.data_type.
 enum ElementType : int32_t { kFloat = 1, kUint8 = 2, kInt8 = 3, kUint16 = 4, kInt16 = 5, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10, kDouble = 11, kBfloat16 = 16, kUint4 = 21, kInt4 = 22 };
 
+/// Metadata key before a parameter's name: "qmin,qmax" of a grid that is narrower than the type its codes are stored in.
+inline constexpr std::string_view kCodesKey = "detent.codes:";
+
+bool is_utf8(std::string_view s);
+
 class NodeBuilder {
  public:
   explicit NodeBuilder(NodeProto& node) : node_(node) {}
@@ -48,6 +53,7 @@ class Builder {
   void input(const std::string& name, std::span<const int64_t> dims);
   void output(const std::string& name, std::span<const int64_t> dims);
   void require_opset(int64_t version);
+  void metadata(const std::string& key, const std::string& value);
 
   /// The finished model. Throws Error when it does not fit 2 GiB.
   std::string serialize();

@@ -116,7 +116,7 @@ ElementType Exporter::type_of(const Grid& g, const std::string& name) {
   fail("onnx export: \"", name, "\" lies on a grid of codes ", g.qmin, "..", g.qmax, "; ONNX has 8 and 16 bits");
 }
 
-static bool fills_type(const Grid& g, ElementType type) {
+bool fills_type(const Grid& g, ElementType type) {
   switch (type) {
     case kUint8: return g.qmin == 0 && g.qmax == 255;
     case kInt8: return g.qmin == -128 && g.qmax == 127;

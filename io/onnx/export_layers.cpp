@@ -56,6 +56,7 @@ Exporter::Stored Exporter::weight(nn::Parameter& p, const std::vector<int64_t>& 
   for (const Grid& g : grids) zeros.push_back(g.zero_point);
   const ElementType type = type_of(grids[0], p.name);
   b_.integers(p.name, type, dims, codes);
+  if (!fills_type(grids[0], type)) b_.metadata(std::string(kCodesKey) + p.name, text(grids[0].qmin, ",", grids[0].qmax));
   const std::string scales = grid_scales(p.name, grids, per_channel), zero = b_.fresh(p.name + "_zero_point"), out = b_.fresh(p.name + "_dq");
   const int64_t n[] = {static_cast<int64_t>(grids.size())};
   b_.integers(zero, type, per_channel ? std::span<const int64_t>(n) : std::span<const int64_t>(), zeros);
@@ -136,9 +137,8 @@ bool Exporter::write_weighted(const Node& n, const std::string& out) {
 }
 
 bool Exporter::write_pool(const Node& n, const std::string& out) {
-  const std::string x = n.inputs.empty() ? "" : in(n.inputs[0]);
   const auto window = [&](const char* op, const PoolSpec& s) {
-    return b_.node(op, n.name, {x}, out).set("ceil_mode", int64_t{s.ceil_mode}).set("kernel_shape", s.kernel).set("pads", pads_of(s.padding)).set("strides", s.stride);
+    return b_.node(op, n.name, {in(n.inputs[0])}, out).set("ceil_mode", int64_t{s.ceil_mode}).set("kernel_shape", s.kernel).set("pads", pads_of(s.padding)).set("strides", s.stride);
   };
   if (const auto* pool = dynamic_cast<const nn::MaxPool*>(n.module.get())) {
     window("MaxPool", pool->spec()).set("dilations", pool->spec().dilation);
@@ -150,7 +150,7 @@ bool Exporter::write_pool(const Node& n, const std::string& out) {
     const bool dilated = s.dilation[0] != 1 || s.dilation[1] != 1;
     // Over the whole input it is a global pool: a target's windowed one has other arithmetic.
     if (s.kernel[0] == xs[1] && s.kernel[1] == xs[2] && s.padding == Padding2d{} && !dilated) {
-      b_.node("GlobalAveragePool", n.name, {x}, out);
+      b_.node("GlobalAveragePool", n.name, {in(n.inputs[0])}, out);
       return true;
     }
     NodeBuilder node = window("AveragePool", s);
@@ -162,7 +162,7 @@ bool Exporter::write_pool(const Node& n, const std::string& out) {
     return true;
   }
   if (dynamic_cast<const nn::GlobalAveragePool*>(n.module.get())) {
-    b_.node("GlobalAveragePool", n.name, {x}, out);
+    b_.node("GlobalAveragePool", n.name, {in(n.inputs[0])}, out);
     return true;
   }
   if (const auto* resize = dynamic_cast<const nn::Resize*>(n.module.get())) {

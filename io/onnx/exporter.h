@@ -15,6 +15,8 @@ namespace detent::io::onnx {
 
 /// Of a rank r: axis j of the file is axis layout(r)[j] of the Graph. From rank 4 on the two spatial axes go last.
 std::vector<int> layout(int rank);
+/// Whether a grid uses every code of the type.
+bool fills_type(const Grid& g, ElementType type);
 /// A shape of the Graph as the file has it, batch included.
 std::vector<int64_t> file_dims(const Shape& shape);
 

@@ -3,6 +3,7 @@
 #include <google/protobuf/io/coded_stream.h>
 
 #include <algorithm>
+#include <charconv>
 #include <limits>
 #include <queue>
 
@@ -36,6 +37,28 @@ ModelProto parse(std::string_view bytes) {
   ModelProto model;
   DETENT_CHECK(model.ParseFromCodedStream(&in) && in.ConsumedEntireMessage(), "it is damaged or not an ONNX model (it could not be parsed)");
   return model;
+}
+
+// Names become keys of encodings and checkpoints.
+void check_name(const std::string& name) {
+  constexpr size_t kLongest = 4096;
+  DETENT_CHECK(name.size() <= kLongest, "a name has ", name.size(), " bytes");
+  DETENT_CHECK(is_utf8(name), "a name is not UTF-8 text");
+}
+
+void check_names(const GraphProto& g) {
+  for (const TensorProto& t : g.initializer()) check_name(t.name());
+  for (const auto* list : {&g.input(), &g.output()}) {
+    for (const ValueInfoProto& v : *list) check_name(v.name());
+  }
+  for (const NodeProto& n : g.node()) {
+    check_name(n.name());
+    check_name(n.op_type());
+    check_name(n.domain());
+    for (const auto* list : {&n.input(), &n.output()}) {
+      for (const std::string& name : *list) check_name(name);
+    }
+  }
 }
 
 std::string described(const NodeProto& n) { return text("\"", (n.name().empty() && n.output_size() ? n.output(0) : n.name()).substr(0, 128), "\" (", n.op_type().substr(0, 64), ")"); }
@@ -83,6 +106,13 @@ void Importer::check_header() const {
 }
 
 void Importer::read_initializers() {
+  for (const Entry& e : model_.metadata_props()) {
+    if (!e.key().starts_with(kCodesKey)) continue;
+    int32_t lo = 0, hi = 0;
+    const char *begin = e.value().data(), *end = begin + e.value().size();
+    const auto first = std::from_chars(begin, end, lo);
+    if (first.ec == std::errc() && first.ptr != end && std::from_chars(first.ptr + 1, end, hi).ec == std::errc()) narrow_parameters_[e.key().substr(kCodesKey.size())] = {lo, hi};
+  }
   for (const TensorProto& t : model_.graph().initializer()) {
     DETENT_CHECK(!t.name().empty(), "an initializer has no name");
     DETENT_CHECK(constants_.emplace(t.name(), Known{&t, {}}).second, "two initializers are named \"", t.name(), "\"");
@@ -288,6 +318,7 @@ OnnxNetwork Importer::run() {
     if (o.domain().empty() || o.domain() == "ai.onnx") opset_ = o.version();
   }
   check_header();
+  check_names(model_.graph());
   for (const ValueInfoProto& info : model_.graph().input()) tensor_names_.insert(info.name());
   for (const ValueInfoProto& info : model_.graph().output()) output_names_.insert(info.name());
   read_initializers();

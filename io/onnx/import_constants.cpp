@@ -256,7 +256,12 @@ Constant filled(const NodeProto& n, const Constant& shape, const Source& source)
 Constant Importer::evaluate(const NodeProto& n) {
   const std::string& op = n.op_type();
   const Constant& x = constant(n, 0, "input");
-  if (op == "Identity") return x;
+  if (op == "Identity") {
+    // Exporters that share equal initializers give the second one its name here.
+    Constant c = x;
+    c.name = n.output(0);
+    return c;
+  }
   if (op == "Gather") return taken(x, constant(n, 1, "indices"), attribute(n, "axis", int64_t{0}));
   if (op == "Reshape") {
     std::vector<int64_t> d = int64_list(n, 1, "shape", {});

@@ -162,7 +162,11 @@ void Importer::add_dense(const NodeProto& n, Feature x, const Constant& w, bool 
   if (bias) name_parameter(dense->bias, name, *bias);
   nn::Dense& added = *dense;
   put(n.output(0), Feature{add_module(name, n.output(0), std::move(dense), {x.value}), {0, 1}, {}});
-  if (alpha == 1.0f && (transposed || w.grids.size() <= 1)) keep_grids(w, added.weight.name);
+  if (alpha != 1.0f) return;
+  Constant codes;  // the channel axis of the Graph's weight is 0
+  codes.grids = w.grids;
+  if (w.grids.size() > 1) codes.axis = w.axis == (transposed ? 0 : 1) ? 0 : 1;
+  keep_grids(codes, added.weight.name);
 }
 
 void Importer::import_gemm(const NodeProto& n) {

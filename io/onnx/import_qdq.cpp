@@ -23,8 +23,9 @@ bool ends_of(int32_t type, Grid& g) {
 
 // A bound of a narrower grid lies on a code.
 bool on_code(double bound, const Grid& g, int32_t& code) {
-  const double q = bound / static_cast<double>(g.scale) + g.zero_point, r = std::rint(q);
-  if (!(std::abs(q - r) <= 1e-4 * std::max(1.0, std::abs(q))) || r < g.qmin || r > g.qmax) return false;
+  // The bound is a float: its own rounding is allowed for.
+  const double steps = bound / static_cast<double>(g.scale), q = steps + g.zero_point, r = std::rint(q);
+  if (!(std::abs(q - r) <= 1e-4 + 2e-7 * std::abs(steps)) || r < g.qmin || r > g.qmax) return false;
   code = static_cast<int32_t>(r);
   return true;
 }
@@ -64,6 +65,20 @@ bool Importer::narrows_grid(const NodeProto& n) {
   put(n.output(0), Feature(feature(n, 0)));
   narrow_[n.output(0)] = {static_cast<double>(g.qmin), static_cast<double>(g.qmax)};
   return true;
+}
+
+// Our own files say how many codes a parameter's grid has.
+void Importer::narrow_codes(Constant& c, const std::vector<int64_t>& codes) const {
+  const auto it = narrow_parameters_.find(c.name);
+  if (it == narrow_parameters_.end()) return;
+  const auto [lo, hi] = it->second;
+  for (Grid& g : c.grids) {
+    if (lo < g.qmin || hi > g.qmax || lo > g.zero_point || hi < g.zero_point || lo >= hi) return;
+  }
+  for (const int64_t q : codes) {
+    if (q < lo || q > hi) return;
+  }
+  for (Grid& g : c.grids) g.qmin = lo, g.qmax = hi;
 }
 
 void Importer::import_quantize(const NodeProto& n) {
@@ -137,6 +152,7 @@ void Importer::import_dequantize(const NodeProto& n) {
     c.floats[i] = static_cast<float>(static_cast<double>(g.scale) * static_cast<double>(x.ints[i] - g.zero_point));
   }
   if (x.type != kInt32) c.grids = grids;
+  narrow_codes(c, x.ints);
   put(n.output(0), std::move(c));
 }
 

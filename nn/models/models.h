@@ -23,7 +23,12 @@ Graph resnet34(const ResNetOptions& options = {});
 /// The CIFAR ResNet-20 with option-A shortcuts (subsampling, zero-padded channels): 269,722 parameters.
 Graph resnet20_cifar10(const ResNetOptions& options = {.classes = 10, .image_size = 32});
 
-/// "resnet50-v1", "resnet50-v1.5", "resnet20-cifar10"...; throws Error listing the known names.
+/// Sandler et al. 2018 as torchvision builds it: 3,504,872 parameters with 1000 classes.
+Graph mobilenet_v2(const ResNetOptions& options = {});
+/// The same for images of 32: the stem and the second stage keep the size.
+Graph mobilenet_v2_cifar10(const ResNetOptions& options = {.classes = 10, .image_size = 32});
+
+/// "resnet50-v1", "resnet50-v1.5", "resnet20-cifar10", "mobilenet-v2"...; throws Error listing the known names.
 Graph make(std::string_view arch, const ResNetOptions& options);
 std::vector<std::string_view> names();
 /// The input size and number of classes an architecture is published with.

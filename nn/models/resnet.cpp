@@ -155,6 +155,8 @@ constexpr Entry kModels[] = {
     {"resnet34", resnet34, kImageNet},
     {"resnet18", resnet18, kImageNet},
     {"resnet20-cifar10", resnet20_cifar10, kCifar},
+    {"mobilenet-v2", mobilenet_v2, kImageNet},
+    {"mobilenet-v2-cifar10", mobilenet_v2_cifar10, kCifar},
 };
 
 const Entry& entry(std::string_view arch) {
