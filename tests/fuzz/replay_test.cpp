@@ -15,7 +15,12 @@
 
 using namespace detent;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define DETENT_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(DETENT_SANITIZED)
 constexpr bool kCountsMemory = false;  // the sanitizers have their own operator new
 static int64_t heap_peak() { return 0; }
 static void restart_peak() {}

@@ -156,16 +156,17 @@ struct Sweep {
 
   void check_files(const Files& start, const Fault& fault, const std::string& message) {
     const Files after = files_of(output());
-    for (const auto& [name, content] : after) {
+    for (const auto& file : after) {
+      const std::string &name = file.first, &content = file.second;
       // Only a failing removal may leave one, and it says by its name what it is.
       if (is_temporary_name(name)) CHECK(fault.call == Call::remove);
       else if (name != "m.log") CHECK_MESSAGE(whole.at(name).contains(content), name << " is half-written");
     }
-    for (const auto& [name, content] : start) {
-      if (!name.ends_with(".ckpt")) CHECK_MESSAGE(after.contains(name), name << " is lost");
+    for (const auto& file : start) {
+      if (!file.first.ends_with(".ckpt")) CHECK_MESSAGE(after.contains(file.first), file.first << " is lost");
     }
     if (message.empty()) {
-      for (const auto& [name, content] : expected) CHECK_MESSAGE((after.contains(name) && (name == "m.log" || after.at(name) == content)), name << " differs after a fault that was no error");
+      for (const auto& file : expected) CHECK_MESSAGE((after.contains(file.first) && (file.first == "m.log" || after.at(file.first) == file.second)), file.first << " differs after a fault that was no error");
     }
     if (start.empty() && after.empty()) return;
     const std::string newest = io::newest_good_checkpoint(output(), "m");
@@ -175,7 +176,7 @@ struct Sweep {
     if (fault.at % 7 == 0) {
       TinyRun(data.path(), output()).run();
       const Files resumed = files_of(output());
-      for (const auto& [name, content] : expected) CHECK_MESSAGE((name == "m.log" || resumed.at(name) == content), name << " differs after going on");
+      for (const auto& file : expected) CHECK_MESSAGE((file.first == "m.log" || resumed.at(file.first) == file.second), file.first << " differs after going on");
     } else {
       TinyRun again(data.path(), output());
       CHECK_NOTHROW(io::load_checkpoint(newest, again.net(), &again.sim(), again.sgd()));
