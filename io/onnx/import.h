@@ -1,6 +1,6 @@
 // ONNX files (opset 11 to 21) as a Graph, trainable and quantizable like the built-in networks. [n,c,h,w] becomes [n,h,w,c] at the border: the input of the Graph is
 // [h,w,c]. Names are kept: values have the names of the file's tensors, parameters those of its initializers. The bytes may come from anywhere: sizes are
-// checked before allocation. Throws Error naming the file; what is not supported is one Error that lists every such node with its name, operator and reason.
+// checked before allocation. Throws Error naming the file; what is not supported is one Error that lists every such node with its name, operator and reason. Thread-safe.
 #pragma once
 
 #include <cstdint>
