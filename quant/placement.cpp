@@ -168,6 +168,7 @@ class Placer {
       if (!on || bits == 32) return;
       QuantizerSpec s = base_spec(o);
       s.parameter = true;
+      s.estimator.symmetric = SymmetricExtreme::extra_level;
       s.grid.bits = bits;
       s.grid.symmetric = o.param_symmetric.value_or(config_.symmetric_param(n.op, kind));
       s.channel_axis = o.per_channel.value_or(config_.per_channel_params(n.op)) ? 0 : -1;

@@ -148,7 +148,7 @@ Range symmetric_if_asked(Range r, const GridSpec& spec) {
 
 class MinMax final : public RangeEstimator {
  public:
-  MinMax() : RangeEstimator(EstimatorKind::min_max) {}
+  explicit MinMax(SymmetricExtreme symmetric) : RangeEstimator(EstimatorKind::min_max), symmetric_(symmetric) {}
 
  private:
   void resize(int64_t channels) override { seen_.assign(static_cast<size_t>(channels), {INFINITY, -INFINITY}); }
@@ -158,7 +158,10 @@ class MinMax final : public RangeEstimator {
     r = {std::min(r.min, e.min), std::max(r.max, e.max)};
   }
   Range range(int64_t channel, const GridSpec& spec) const override {
-    return symmetric_if_asked(gate_range(seen_[static_cast<size_t>(channel)], kMinCalibrationWidth), spec);
+    const Range r = gate_range(seen_[static_cast<size_t>(channel)], kMinCalibrationWidth);
+    if (symmetric_ == SymmetricExtreme::absolute || spec.strict || !is_signed_symmetric(r, spec)) return symmetric_if_asked(r, spec);
+    const double scale = std::max(r.max / signed_qmax(spec.bits), r.min / signed_qmin(spec.bits, false));
+    return {-scale * signed_qmax(spec.bits), scale * signed_qmax(spec.bits)};
   }
   void write(int64_t channel, Writer& out) const override { out.put(seen_[static_cast<size_t>(channel)].min), out.put(seen_[static_cast<size_t>(channel)].max); }
   void read(int64_t channel, Reader& in) override {
@@ -166,6 +169,7 @@ class MinMax final : public RangeEstimator {
     seen_[static_cast<size_t>(channel)] = {lo, hi};
   }
   std::vector<Range> seen_;
+  SymmetricExtreme symmetric_;
 };
 
 class MovingAverage final : public RangeEstimator {
@@ -300,7 +304,7 @@ std::unique_ptr<RangeEstimator> make_estimator(EstimatorKind kind, const Estimat
   DETENT_CHECK(options.momentum >= 0.0 && options.momentum < 1.0, "estimator: momentum ", options.momentum, " is not in [0,1)");
   DETENT_CHECK(options.bins >= 16 && options.bins <= (1 << 20), "estimator: ", options.bins, " bins; choose 16..1048576");
   switch (kind) {
-    case EstimatorKind::min_max: return std::make_unique<MinMax>();
+    case EstimatorKind::min_max: return std::make_unique<MinMax>(options.symmetric);
     case EstimatorKind::moving_average: return std::make_unique<MovingAverage>(options.momentum);
     case EstimatorKind::tf_enhanced:
     case EstimatorKind::percentile:

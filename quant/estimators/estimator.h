@@ -16,10 +16,15 @@ namespace detent::quant {
 /// How histograms take in batches: growing over all that is seen, or AIMET's, fixed by the first batch (for comparison with it).
 enum class HistogramPolicy : uint8_t { growing, frozen };
 
+/// What min/max makes of a signed symmetric range. absolute: max(|min|, max) is the largest level (AIMET up to v1). extra_level: the extra negative level
+/// counts too, scale = max(max / (2^(b-1)-1), |min| / 2^(b-1)) (AIMET 2.42), finer where the extreme is negative.
+enum class SymmetricExtreme : uint8_t { absolute, extra_level };
+
 struct EstimatorOptions {
   HistogramPolicy histogram = HistogramPolicy::growing;
   int bins = 2048;            ///< of a growing histogram of a whole tensor; per channel it has 512
   double percentile = 100.0;  ///< 50..100; 100 is min/max
+  SymmetricExtreme symmetric = SymmetricExtreme::absolute;
   double momentum = 0.9;      ///< moving average: share of the old range at each batch
 };
 
