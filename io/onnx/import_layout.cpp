@@ -331,6 +331,7 @@ void Importer::import_concat(const NodeProto& n) {
     inputs.push_back(f.value);
   }
   if (inputs.empty()) unsupported("it has no input");
+  if (inputs.size() == 1) return put(n.output(0), first);
   const int axis = first.axes[static_cast<size_t>(checked_axis(attribute(n, "axis", int64_t{1}), first.axes.size(), "axis"))];
   if (axis == 0) unsupported("it joins along the batch axis");
   put(n.output(0), Feature{add<nn::Concat>(n, n.name(), inputs, axis), first.axes, {}});

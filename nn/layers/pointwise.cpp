@@ -1,4 +1,5 @@
 // Activation, Binary, pools, Resize, Softmax.
+#include <cmath>
 #include <limits>
 
 #include "detent/nn/layers.h"
@@ -14,6 +15,16 @@ OpDesc pool_desc(const char* op, const PoolSpec& s) {
            {"strides", std::vector<int64_t>{s.stride[0], s.stride[1]}},
            {"pads", std::vector<int64_t>{s.padding.top, s.padding.left, s.padding.bottom, s.padding.right}},
            {"ceil_mode", int64_t{s.ceil_mode}}}};
+}
+
+// An integer target averages codes, whose sum is exact: our mean becomes that sum times one factor, or ties between two codes would round by chance.
+Var mean_of_codes(const Var& mean, const Var& x, int64_t pixels) {
+  if (!x.grids() || x.grids()->size() != 1) return mean;
+  const float scale = x.grids()->front().scale, factor = scale / static_cast<float>(pixels);
+  std::vector<float> v = mean.dense().to_vector<float>();
+  for (float& m : v) m = static_cast<float>(std::rint(static_cast<double>(m) * static_cast<double>(pixels) / static_cast<double>(scale))) * factor;
+  Tensor y = Tensor::from<float>(mean.shape(), v).to(mean.device());
+  return Tape::record("mean_of_codes", {mean}, Var(std::move(y)), [](const Tensor& dy, GradSink& sink) { sink.add(0, dy); });
 }
 
 }  // namespace
@@ -105,13 +116,21 @@ Shape AveragePool::infer(std::span<const Shape> inputs) const {
   check_inputs(inputs, 1, "average_pool");
   return pool_shape("average_pool", inputs[0], spec_);
 }
-Var AveragePool::forward(const Context&, std::span<const Var> inputs) { return average_pool(inputs[0], spec_); }
+Var AveragePool::forward(const Context&, std::span<const Var> inputs) {
+  const Shape& x = inputs[0].shape();
+  const Var y = average_pool(inputs[0], spec_);
+  // Over its whole input it is a global pool, and exported as one.
+  return spec_.kernel[0] == x[1] && spec_.kernel[1] == x[2] && spec_.padding == Padding2d{} ? mean_of_codes(y, inputs[0], x[1] * x[2]) : y;
+}
 
 Shape GlobalAveragePool::infer(std::span<const Shape> inputs) const {
   check_inputs(inputs, 1, "global_average_pool");
   return global_average_pool_shape(inputs[0]);
 }
-Var GlobalAveragePool::forward(const Context&, std::span<const Var> inputs) { return global_average_pool(inputs[0]); }
+Var GlobalAveragePool::forward(const Context&, std::span<const Var> inputs) {
+  const Shape& x = inputs[0].shape();
+  return mean_of_codes(global_average_pool(inputs[0]), inputs[0], x[1] * x[2]);
+}
 
 OpDesc Resize::describe() const {
   return {"Resize", {{"mode", std::string(options_.mode == ResizeMode::nearest ? "nearest" : "linear")}, {"sizes", std::vector<int64_t>{options_.height, options_.width}}}};

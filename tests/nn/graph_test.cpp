@@ -185,3 +185,22 @@ TEST_CASE("graphs_and_tapes_in_two_threads") {
   }
   CHECK(a.loss != b.loss);
 }
+
+TEST_CASE("global_average_pool_of_codes_has_the_exact_sum") {
+  // As an integer target sums them: the codes' sum times one factor, without the rounding of a sum of floats.
+  for (const float scale : {0.1f, 0.0173f, 3.7e-4f}) {
+    std::vector<float> v;
+    int64_t sums[2] = {0, 0};
+    for (int i = 0; i < 49; ++i) {
+      const int codes[2] = {i * 37 % 256, i * 101 % 256};
+      for (int c = 0; c < 2; ++c) {
+        v.push_back(scale * static_cast<float>(codes[c] - 3));
+        sums[c] += codes[c] - 3;
+      }
+    }
+    Var x(Tensor::from<float>({1, 7, 7, 2}, v));
+    x.set_grids({Grid{scale, 3, 0, 255}});
+    const std::vector<float> y = GlobalAveragePool().forward({}, {&x, 1}).dense().to_vector<float>();
+    for (size_t c = 0; c < 2; ++c) CHECK(y[c] == static_cast<float>(sums[c]) * (scale / 49.0f));
+  }
+}
