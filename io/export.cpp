@@ -13,7 +13,8 @@ std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOpti
   make_folders(o.folder);
   const std::string weights = o.prefix + ".safetensors", encodings = o.prefix + ".encodings", model = o.prefix + ".onnx", qdq = o.prefix + ".qdq.onnx";
   save_weights(sim.graph(), join_path(o.folder, weights));
-  write_file_atomically(join_path(o.folder, encodings), std::string_view(write_encodings(sim.encodings(), o.encodings_version)));
+  write_file_atomically(join_path(o.folder, encodings),
+                        std::string_view(write_encodings(sim.encodings(o.int32_bias.value_or(o.encodings_version == "2.0.0")), o.encodings_version)));
   save_onnx(sim.graph(), join_path(o.folder, model));
   save_onnx(sim.graph(), join_path(o.folder, qdq), OnnxQuantization::qdq);
   return {weights, encodings, model, qdq};

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "detent/autograd/ops.h"
+#include "detent/nn/passes/reestimate_batch_norm.h"
 
 namespace detent::nn {
 namespace {
@@ -32,17 +33,20 @@ StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   info.step = step_ + 1;
   info.images = images.dim(0);
   info.learning_rate = schedule_.at(step_);
+  if (freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after) set_batch_norm_frozen(graph_, true);
   Tape tape;
   const Var loss = softmax_cross_entropy(graph_(images), labels, label_smoothing);
   info.loss = loss.dense().item();
   if (!std::isfinite(info.loss)) {
     const NoGrad no_grad;
     const std::string layer = first_nonfinite_value(graph_, images);
-    fail("training: the loss is ", info.loss, " at step ", info.step, "; the first value that is not finite is \"", layer.empty() ? "loss" : layer, "\"; lower the learning rate or look at the data");
+    fail("training: the loss is ", info.loss, " at step ", info.step, "; the first value that is not finite is \"", layer.empty() ? "loss" : layer,
+         "\"; lower the learning rate or look at the data");
   }
   tape.backward(loss);
   for (const Parameter* p : parameters_) {
-    DETENT_CHECK(!p->grad.defined() || finite(p->grad), "training: the gradient of \"", p->name, "\" is not finite at step ", info.step, " (loss ", info.loss, "); lower the learning rate");
+    DETENT_CHECK(!p->grad.defined() || finite(p->grad), "training: the gradient of \"", p->name, "\" is not finite at step ", info.step, " (loss ", info.loss,
+                 "); lower the learning rate");
   }
   optimizer_.learning_rate = info.learning_rate;
   optimizer_.step(parameters_);
@@ -67,7 +71,8 @@ std::string first_nonfinite_value(Graph& graph, const Tensor& images) {
 }
 
 void count_correct(const Tensor& scores, const Tensor& labels, Accuracy& accuracy) {
-  DETENT_CHECK(scores.rank() == 2 && labels.rank() == 1 && scores.dim(0) == labels.dim(0), "accuracy: scores ", scores.shape(), " and labels ", labels.shape(), " do not belong together");
+  DETENT_CHECK(scores.rank() == 2 && labels.rank() == 1 && scores.dim(0) == labels.dim(0), "accuracy: scores ", scores.shape(), " and labels ", labels.shape(),
+               " do not belong together");
   const std::vector<float> s = scores.to_vector<float>();
   const std::vector<int64_t> l = labels.to_vector<int64_t>();
   const int64_t classes = scores.dim(1);

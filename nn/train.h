@@ -29,6 +29,7 @@ class Trainer {
   /// Continues a schedule that was interrupted after this many steps.
   void set_steps_done(int64_t steps) { step_ = steps; }
   float label_smoothing = 0.0f;
+  int64_t freeze_batch_norm_after = -1;  ///< batch-norm statistics stay as they are from this many steps on; -1: never
 
  private:
   Graph& graph_;

@@ -40,6 +40,7 @@ struct OpRule {
 struct Override {
   std::string pattern;
   std::optional<int> param_bits, output_bits;
+  std::optional<NumberFormat> param_format, output_format;
   std::optional<Scheme> scheme;
   std::optional<bool> params_quantized, output_quantized, input_quantized;
   std::optional<bool> param_symmetric, output_symmetric;

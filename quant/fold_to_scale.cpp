@@ -1,5 +1,9 @@
 #include "detent/quant/fold_to_scale.h"
 
+#include <algorithm>
+
+#include "detent/nn/layers.h"
+
 namespace detent::quant {
 
 Range scaled_range(const Range& r, double factor) { return factor < 0.0 ? Range{r.max * factor, r.min * factor} : Range{r.min * factor, r.max * factor}; }
@@ -16,6 +20,76 @@ void fold_to_scale(Tensor& weight, Tensor& bias, std::vector<Range>& ranges, con
   }
   nn::fold_backward(weight, bias, norm);
   for (size_t i = 0; i < ranges.size(); ++i) ranges[i] = scaled_range(ranges[i], factor(i));
+}
+
+namespace {
+
+struct Layer {
+  nn::Parameter *weight = nullptr, *bias = nullptr;
+};
+
+Layer layer_of(nn::Module& m) {
+  if (auto* conv = dynamic_cast<nn::Conv2d*>(&m)) return {&conv->weight, &conv->bias};
+  if (auto* dense = dynamic_cast<nn::Dense*>(&m)) return {&dense->weight, &dense->bias};
+  return {};
+}
+
+// Index of the next batch norm that folds, or -1.
+int next_norm(const nn::Graph& g) {
+  for (size_t i = 0; i < g.nodes().size(); ++i) {
+    const nn::Graph::Node& n = g.nodes()[i];
+    if (n.op != "BatchNormalization") continue;
+    const nn::Graph::ValueInfo& in = g.value(n.inputs[0]);
+    if (in.producer < 0 || in.transform || g.consumers(n.inputs[0]).size() != 1 || g.is_output(n.inputs[0])) continue;
+    if (layer_of(*g.nodes()[static_cast<size_t>(in.producer)].module).weight) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+void fold_one(Layer layer, const nn::NormTerms& norm) {
+  auto* q = dynamic_cast<Quantizer*>(layer.weight->transform.get());
+  if (!q || q->is_float() || !q->calibrated()) return nn::fold_backward(layer.weight->value, layer.bias->value, norm);
+  const QuantizerState state = q->state();
+  q->grids();  // takes over what the optimizer wrote last
+  q->split_channels(0, layer.weight->value.dim(0));
+  std::vector<Range> ranges = q->ranges();
+  fold_to_scale(layer.weight->value, layer.bias->value, ranges, norm);
+  q->require_scales({});
+  q->set_ranges(ranges);
+  if (state == QuantizerState::off) q->disable();
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(QuantSim& sim) {
+  const NoGrad no_grad;
+  nn::Graph& g = sim.graph();
+  std::vector<std::pair<std::string, std::string>> folded;
+  for (int i = next_norm(g); i >= 0; i = next_norm(g)) {
+    const nn::Graph::Node& n = g.nodes()[static_cast<size_t>(i)];
+    const nn::Value from = n.output, to = n.inputs[0];
+    nn::Graph::Node& node = g.nodes()[static_cast<size_t>(g.value(to).producer)];
+    auto& norm = static_cast<nn::BatchNorm&>(*n.module);
+    fold_one(layer_of(*node.module), nn::norm_terms(norm.weight.value, norm.bias.value, norm.running_mean, norm.running_var, static_cast<double>(norm.options().eps)));
+    if (auto* conv = dynamic_cast<nn::Conv2d*>(node.module.get())) conv->ensure_bias();
+    if (auto* dense = dynamic_cast<nn::Dense*>(node.module.get())) dense->ensure_bias();
+    folded.emplace_back(node.name, n.name);
+    g.value(to).transform = g.value(from).transform;
+    for (Placement& p : sim.placements_) {
+      for (std::string& c : p.consumers) {
+        if (c == n.name) c = node.name;
+      }
+      if (p.parameter || !(p.value == from)) continue;
+      p.name = g.value(to).name;
+      p.producer = node.name;
+      p.op = node.op;
+      p.value = to;
+      p.quantizer->rename(p.name);
+    }
+    g.value(from).transform = nullptr;
+    g.bypass(i);
+  }
+  return folded;
 }
 
 }  // namespace detent::quant

@@ -122,15 +122,20 @@ class Placer {
     return s;
   }
 
+  // A layer's own width without a format means integers; its own 16-bit float needs no width.
+  static void set_width(QuantizerSpec& s, const std::optional<int>& own_bits, int bits, const std::optional<NumberFormat>& own_format, NumberFormat format) {
+    s.format = own_format.value_or(own_bits && *own_bits != 16 ? NumberFormat::integer : format);
+    s.grid.bits = own_format && s.format != NumberFormat::integer ? 16 : own_bits.value_or(bits);
+  }
+
   void place_activation(Value v) {
     Graph::ValueInfo& info = graph_.value(v);
     const Graph::Node* producer = info.producer < 0 ? nullptr : &node(info.producer);
     const std::string op = producer ? producer->op : "";
     const Override o = config_.override_for(info.name);
-    const int bits = o.output_bits.value_or(options_.output_bits);
-    if (!o.output_quantized.value_or(true) || bits == 32) return;
     QuantizerSpec s = base_spec(o);
-    s.grid.bits = bits;
+    set_width(s, o.output_bits, options_.output_bits, o.output_format, options_.output_format);
+    if (!o.output_quantized.value_or(true) || s.grid.bits == 32) return;
     s.grid.symmetric = o.output_symmetric.value_or(config_.symmetric_output(op));
     if (const OpRule* rule = config_.rule(op)) {
       s.fixed_min = rule->range_min;
@@ -162,14 +167,13 @@ class Placer {
     visitor.parameter = [&](nn::Parameter& parameter) {
       const std::string& kind = parameter.kind;
       const Override o = config_.override_for(n.name);
-      const int bits = o.param_bits.value_or(options_.param_bits);
+      QuantizerSpec s = base_spec(o);
+      set_width(s, o.param_bits, options_.param_bits, o.param_format, options_.param_format);
       bool on = config_.quantizes_param(n.op, kind);
       if (kind == "weight") on = o.params_quantized.value_or(on);
-      if (!on || bits == 32) return;
-      QuantizerSpec s = base_spec(o);
+      if (!on || s.grid.bits == 32) return;
       s.parameter = true;
       s.estimator.symmetric = SymmetricExtreme::extra_level;
-      s.grid.bits = bits;
       s.grid.symmetric = o.param_symmetric.value_or(config_.symmetric_param(n.op, kind));
       s.channel_axis = o.per_channel.value_or(config_.per_channel_params(n.op)) ? 0 : -1;
       Placement p;
@@ -179,6 +183,7 @@ class Placer {
       p.consumers = {n.name};
       p.parameter = &parameter;
       p.quantizer = std::make_shared<Quantizer>(parameter.name, s);
+      p.quantizer->follow(&parameter);
       parameter.transform = p.quantizer;
       placements_.push_back(std::move(p));
     };
@@ -208,15 +213,16 @@ class Placer {
   std::vector<Placement> placements_;
 };
 
-void check_bits(int bits, const char* what) {
+void check_bits(int bits, NumberFormat format, const char* what) {
+  DETENT_CHECK(format == NumberFormat::integer || bits == 16, what, ": ", bits, " bits of ", to_string(format), "; give 16");
   DETENT_CHECK((bits >= 2 && bits <= 16) || bits == 32, what, ": ", bits, " bits; give 2..16, or 32 for float");
 }
 
 }  // namespace
 
 std::vector<Placement> place_quantizers(Graph& graph, const QuantSimOptions& options) {
-  check_bits(options.param_bits, "param_bits");
-  check_bits(options.output_bits, "output_bits");
+  check_bits(options.param_bits, options.param_format, "param_bits");
+  check_bits(options.output_bits, options.output_format, "output_bits");
   return Placer(graph, options).run();
 }
 

@@ -4,6 +4,9 @@
 #include <cmath>
 
 #include "detent/core/bytes.h"
+#include "detent/core/math/half.h"
+#include "detent/core/parallel.h"
+#include "detent/quant/estimators/on_grid.h"
 
 namespace detent::quant {
 namespace {
@@ -13,6 +16,18 @@ constexpr double kLargestBound = 1e30;  // keeps max - min and every product wit
 constexpr double kSmallestShare = 1.0 / 1024.0;
 
 double bounded(double v) { return std::clamp(v, -kLargestBound, kLargestBound); }
+
+// Tells whether values have changed; 0 for a tensor that cannot be looked at here.
+uint64_t fingerprint(const Tensor& t) {
+  if (t.device().type != DeviceType::cpu) return 0;
+  const auto* p = static_cast<const uint32_t*>(t.raw());
+  uint64_t lane[4] = {1, 2, 3, 4};
+  const int64_t n = t.elements();
+  for (int64_t i = 0; i < n; ++i) lane[i & 3] = (lane[i & 3] ^ p[i]) * 0x9e3779b97f4a7c15u;
+  uint64_t h = static_cast<uint64_t>(n);
+  for (const uint64_t l : lane) h = (h ^ (l >> 29) ^ l) * 0xbf58476d1ce4e5b9u;
+  return h | 1u;
+}
 
 }  // namespace
 
@@ -28,13 +43,20 @@ std::string_view to_string(RangeRule r) {
 
 Quantizer::Quantizer(std::string name, const QuantizerSpec& spec) : name_(std::move(name)), spec_(spec) {
   DETENT_CHECK(spec.grid.bits >= 2 && spec.grid.bits <= 16, "quantizer \"", name_, "\": ", spec.grid.bits, " bits; give 2..16, or 32 to leave the value in float");
-  min_.name = name_ + ".min";
-  max_.name = name_ + ".max";
+  DETENT_CHECK(!is_float() || spec.grid.bits == 16, "quantizer \"", name_, "\": ", spec.grid.bits, " bits of ", to_string(spec.format), "; it has 16");
+  rename(name_);
   min_.weight_decay = max_.weight_decay = false;
 }
 
 void Quantizer::refuse(const char* action) const {
-  fail("quantizer \"", name_, "\": cannot ", action, " while ", to_string(state_), calibrated() ? "" : " and not calibrated", "; run compute_encodings first, or see QuantizerState");
+  fail("quantizer \"", name_, "\": cannot ", action, " while ", to_string(state_), calibrated() ? "" : " and not calibrated",
+       "; run compute_encodings first, or see QuantizerState");
+}
+
+void Quantizer::rename(const std::string& name) {
+  name_ = name;
+  min_.name = name_ + ".min";
+  max_.name = name_ + ".max";
 }
 
 ChannelView Quantizer::view(const Shape& shape) const {
@@ -55,6 +77,11 @@ bool Quantizer::finish_observing() {
     state_ = QuantizerState::off;
     return false;
   }
+  if (is_float()) {
+    state_ = QuantizerState::frozen;
+    return true;
+  }
+  pinned_ = false;
   start(estimator_->ranges(spec_.grid));
   return true;
 }
@@ -67,13 +94,69 @@ void Quantizer::abandon() {
 
 void Quantizer::encode(const Tensor& value) {
   if (!spec_.parameter) refuse("encode an activation from one tensor (calibrate it)");
+  pinned_ = false;
+  if (is_float()) {
+    state_ = QuantizerState::frozen;
+    return;
+  }
+  encoded_ = fingerprint(value);
   std::unique_ptr<RangeEstimator> estimator = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
   try {
     estimator->observe(value, view(value.shape()));
   } catch (const Error& e) {
     fail("quantizer \"", name_, "\": ", e.what());
   }
-  start(estimator->ranges(spec_.grid));
+  std::vector<Range> ranges = estimator->ranges(spec_.grid);
+  const std::vector<std::optional<Grid>> kept = grids_of_values(value, view(value.shape()), spec_.grid);
+  for (size_t c = 0; c < kept.size(); ++c) {
+    if (kept[c]) ranges[c] = range_of(*kept[c]);
+  }
+  start(ranges);
+  for (size_t c = 0; c < kept.size(); ++c) {
+    if (kept[c] && (c >= least_scale_.size() || static_cast<double>(kept[c]->scale) >= least_scale_[c])) grids_[c] = *kept[c];
+  }
+}
+
+bool Quantizer::encodes_anew() const {
+  return spec_.parameter && state_ == QuantizerState::frozen && !is_float() && !learns_ranges(spec_.scheme) && !spec_.keep_frozen && !pinned_;
+}
+
+// Without range learning a weight is encoded anew whenever its values have moved: at every step, and for evaluation and export after the last one.
+void Quantizer::update(const Tensor& value) {
+  if (!encodes_anew()) return;
+  if (const uint64_t now = fingerprint(value); now == 0 || now != encoded_) encode(value);
+}
+
+void Quantizer::require_scales(const std::vector<double>& least) {
+  DETENT_CHECK(!grids_.empty() && (least.empty() || least.size() == grids_.size()), "quantizer \"", name_, "\": ", least.size(), " smallest scales for ", grids_.size(), " grids");
+  least_scale_ = least;
+  for (size_t i = 0; i < least.size(); ++i) {
+    if (static_cast<double>(grids_[i].scale) < least[i]) return store(good_);
+  }
+}
+
+void Quantizer::split_channels(int axis, int64_t channels) {
+  spec_.channel_axis = axis;
+  if (grids_.size() != 1 || channels == 1) return;
+  const auto n = static_cast<size_t>(channels);
+  const bool pinned = pinned_;
+  const std::vector<Grid> grids(n, grids_[0]);
+  const std::vector<Range> initial(n, initial_[0]);
+  if (!least_scale_.empty()) least_scale_.assign(n, least_scale_[0]);
+  store(std::vector<Range>(n, good_[0]));
+  initial_ = initial;
+  grids_ = grids;
+  pinned_ = pinned;
+}
+
+// The grid of a range as it is used: AIMET's bounds may lie anywhere, and no scale is below what was required.
+Grid Quantizer::grid_of(const Range& range, size_t channel) const {
+  const Range r = spec_.rule == RangeRule::aimet ? learned_range(range, spec_.grid) : range;
+  const Grid g = grid_from_range(r, spec_.grid);
+  if (channel >= least_scale_.size() || static_cast<double>(g.scale) >= least_scale_[channel]) return g;
+  const double wider = least_scale_[channel] / static_cast<double>(g.scale) * (1.0 + 1e-6);
+  const Range ends = range_of(g);
+  return grid_from_range({ends.min * wider, ends.max * wider}, spec_.grid);
 }
 
 void Quantizer::start(const std::vector<Range>& ranges) {
@@ -101,7 +184,7 @@ void Quantizer::store(const std::vector<Range>& ranges) {
     lo.push_back(static_cast<float>(bounded(ends.min)));
     hi.push_back(static_cast<float>(bounded(ends.max)));
     kept.push_back({static_cast<double>(lo.back()), static_cast<double>(hi.back())});
-    grids.push_back(grid_from_range(kept.back(), spec_.grid));
+    grids.push_back(grid_of(kept.back(), kept.size() - 1));
   }
   const Shape shape{static_cast<int64_t>(ranges.size())};
   const bool same = min_.value.defined() && min_.value.shape() == shape;
@@ -121,8 +204,7 @@ Range Quantizer::gated(Range r, const Range& before) const {
   DETENT_CHECK(!std::isnan(r.min) && !std::isnan(r.max), "quantizer \"", name_, "\": its learned range became NaN (it was [", before.min, ", ", before.max,
                "]); lower the learning rate and look for NaN in the gradients");
   if (spec_.rule == RangeRule::aimet) {
-    if (spec_.grid.symmetric) r.min = -r.max;
-    r = {std::min(bounded(r.min), 0.0), std::max(bounded(r.max), 0.0)};
+    r = {bounded(r.min), bounded(r.max)};
     r.max = std::max(r.max, r.min + kMinWidth);
     return r;
   }
@@ -156,7 +238,7 @@ void Quantizer::refresh() {
     lo[i] = static_cast<float>(r.min);
     hi[i] = static_cast<float>(r.max);
     good[i] = {static_cast<double>(lo[i]), static_cast<double>(hi[i])};
-    grids[i] = grid_from_range(good[i], spec_.grid);
+    grids[i] = grid_of(good[i], i);
   }
   if (!changed) return;
   // All or nothing: without memory for these the next call gates the same bounds again.
@@ -181,22 +263,24 @@ Var Quantizer::learned_bound(nn::Parameter& bound, int64_t elements) const {
 
 Var Quantizer::apply(const nn::Context&, const Var& x) {
   switch (state_) {
-    case QuantizerState::off: return x;
+    case QuantizerState::off:
+      return x;
     case QuantizerState::observing:
       try {
-        estimator_->observe(x.dense(), view(x.shape()));
+        estimator_->observe(x.dense(), is_float() ? ChannelView{1, 1, x.shape().elements()} : view(x.shape()));
       } catch (const Error& e) {
         fail("calibration of \"", name_, "\": ", e.what());
       }
       return x;
     case QuantizerState::frozen:
-    case QuantizerState::learning: break;
+    case QuantizerState::learning:
+      break;
   }
+  if (is_float()) return round_to_float(x);
+  if (state_ == QuantizerState::frozen) update(x.dense());
   if (x.grids() && *x.grids() == grids_) return x;  // already there: a tied quantizer, or a value that was only moved
   Var y;
   if (state_ == QuantizerState::frozen) {
-    // Without range learning a weight is encoded anew at every step, as its values move.
-    if (spec_.parameter && !learns_ranges(spec_.scheme) && !spec_.keep_frozen && x.tracked()) encode(x.dense());
     y = fake_quant_ste(x, grids_, view(x.shape()));
   } else {
     refresh();
@@ -208,12 +292,25 @@ Var Quantizer::apply(const nn::Context&, const Var& x) {
   return y;
 }
 
+// The gradient passes straight through, as AIMET's.
+Var Quantizer::round_to_float(const Var& x) const {
+  const Tensor from = x.dense().to(Device{});
+  Tensor y(from.shape());
+  const bool half = spec_.format == NumberFormat::float16;
+  const float* in = from.data<float>();
+  float* out = y.data<float>();
+  parallel_for(from.elements(), 1 << 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) out[i] = half ? round_to_half(in[i]) : round_to_bfloat(in[i]);
+  });
+  return Tape::record("round_to_float", {x}, Var(y.to(x.dense().device())), [](const Tensor& dy, GradSink& sink) { sink.add(0, dy); });
+}
+
 RangeGradient Quantizer::range_gradient() const {
   return spec_.rule != RangeRule::aimet && spec_.min_bound && *spec_.min_bound == 0.0 ? RangeGradient::keep_min : RangeGradient::aimet;
 }
 
 std::optional<GridTarget> Quantizer::grid_target(int64_t elements) {
-  if (spec_.parameter || spec_.rule == RangeRule::aimet || (state_ != QuantizerState::frozen && state_ != QuantizerState::learning)) return std::nullopt;
+  if (spec_.parameter || is_float() || spec_.rule == RangeRule::aimet || (state_ != QuantizerState::frozen && state_ != QuantizerState::learning)) return std::nullopt;
   const Grid g = grids().front();
   if (grids_.size() != 1 || g.qmin < 0 || g.qmax > 255) return std::nullopt;
   GridTarget t{.grid = g, .spec = spec_.grid, .rule = range_gradient(), .min = {}, .max = {}};
@@ -241,6 +338,8 @@ void Quantizer::freeze() {
 void Quantizer::learn() {
   if (state_ == QuantizerState::learning) return;
   if (state_ != QuantizerState::frozen) refuse("learn");
+  if (is_float()) return;  // there is nothing to learn
+  if (followed_) update(followed_->value);
   state_ = QuantizerState::learning;
 }
 
@@ -255,7 +354,9 @@ void Quantizer::enable() {
 }
 
 const std::vector<Grid>& Quantizer::grids() {
+  DETENT_CHECK(!is_float(), "quantizer \"", name_, "\" keeps its value in ", to_string(spec_.format), ": it has no grid");
   DETENT_CHECK(calibrated(), "quantizer \"", name_, "\" has no range yet; run compute_encodings");
+  if (followed_) update(followed_->value);
   if (state_ == QuantizerState::learning) refresh();
   return grids_;
 }
@@ -264,17 +365,22 @@ std::vector<Range> Quantizer::ranges() const { return good_; }
 
 void Quantizer::set_ranges(const std::vector<Range>& ranges) {
   if (state_ == QuantizerState::observing) refuse("set the range");
+  DETENT_CHECK(!is_float(), "quantizer \"", name_, "\" keeps its value in ", to_string(spec_.format), ": it has no range");
   const bool learning = state_ == QuantizerState::learning;
   store(ranges);
+  pinned_ = true;
   state_ = learning ? QuantizerState::learning : QuantizerState::frozen;
 }
 
 void Quantizer::set_grids(const std::vector<Grid>& grids) {
   if (state_ == QuantizerState::observing) refuse("set the grid");
+  DETENT_CHECK(!is_float(), "quantizer \"", name_, "\" keeps its value in ", to_string(spec_.format), ": it has no grid");
   std::vector<Range> ranges;
   for (const Grid& g : grids) ranges.push_back(range_of(g));
+  least_scale_.clear();
   store(ranges);
   grids_ = grids;
+  pinned_ = true;
   state_ = QuantizerState::frozen;
 }
 
@@ -293,6 +399,9 @@ std::string Quantizer::save() const {
     }
   }
   out.put_string(estimator_ ? estimator_->save() : std::string());
+  out.put(static_cast<uint8_t>(pinned_));
+  out.put<uint64_t>(least_scale_.size());
+  for (const double s : least_scale_) out.put(s);
   return out.take();
 }
 
@@ -321,9 +430,13 @@ void Quantizer::restore(std::string_view bytes) {
     estimator = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
     estimator->load(statistics);
   }
+  const bool pinned = in.get<uint8_t>() != 0;
+  std::vector<double> least(in.get_count(sizeof(double)));
+  for (double& s : least) s = in.get<double>();
+  DETENT_CHECK(least.empty() || least.size() == n, "quantizer \"", name_, "\": ", least.size(), " smallest scales for ", n, " grids in the checkpoint");
   DETENT_CHECK(in.done(), "quantizer \"", name_, "\": bytes are left over behind its state in the checkpoint");
   const bool needs_range = state == static_cast<uint8_t>(QuantizerState::frozen) || state == static_cast<uint8_t>(QuantizerState::learning);
-  DETENT_CHECK(n > 0 || !needs_range, "quantizer \"", name_, "\": the checkpoint holds no range");
+  DETENT_CHECK(n > 0 || is_float() || !needs_range, "quantizer \"", name_, "\": the checkpoint holds no range");
   DETENT_CHECK(estimator || state != static_cast<uint8_t>(QuantizerState::observing), "quantizer \"", name_, "\": the checkpoint holds no calibration statistics");
   DETENT_CHECK(n <= 1 || spec_.channel_axis >= 0, "quantizer \"", name_, "\": ", n, " ranges in the checkpoint, this network has one; use the same --config");
   if (n > 0) {
@@ -335,6 +448,9 @@ void Quantizer::restore(std::string_view bytes) {
   initial_ = std::move(initial);
   grids_ = std::move(grids);
   estimator_ = std::move(estimator);
+  least_scale_ = std::move(least);
+  pinned_ = pinned;
+  encoded_ = 0;
   state_ = static_cast<QuantizerState>(state);
 }
 

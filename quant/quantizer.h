@@ -21,17 +21,18 @@ std::string_view to_string(QuantizerState s);
 enum class RangeRule : uint8_t {
   gated,  ///< AIMET's gradients; a step moves a bound by at most half the width, zero stays inside, ReLU's 0 and Clip's bounds are kept
   lsq,    ///< gated, with LSQ's gradient scale 1/sqrt(n * qmax) (Esser et al. 2020 §2.2)
-  aimet,  ///< AIMET's exact rule: bounds are free but for a width of 1e-5
+  aimet,  ///< AIMET's exact rule: bounds are free but for a width of 1e-5; the grid is that of learned_range
 };
 std::string_view to_string(RangeRule r);
 
 struct QuantizerSpec {
   GridSpec grid;
+  NumberFormat format = NumberFormat::integer;  ///< otherwise grid.bits is 16 and the rest of `grid` means nothing
   Scheme scheme = Scheme::range_learning_tf;
   RangeRule rule = RangeRule::gated;
-  int channel_axis = -1;        ///< -1: one grid for the tensor
-  bool parameter = false;       ///< a weight: encoded from its values, not from calibration
-  bool keep_frozen = false;     ///< the range is calibrated and never learned
+  int channel_axis = -1;                       ///< -1: one grid for the tensor
+  bool parameter = false;                      ///< a weight: encoded from its values, not from calibration
+  bool keep_frozen = false;                    ///< the range is calibrated and never learned
   std::optional<double> min_bound, max_bound;  ///< the range stays inside (ReLU: min 0; Clip(a,b))
   std::optional<double> fixed_min, fixed_max;  ///< encoding_constraints: calibration does not move these
   EstimatorOptions estimator;
@@ -50,7 +51,8 @@ class Quantizer final : public nn::Transform {
   const std::string& name() const { return name_; }
   const QuantizerSpec& spec() const { return spec_; }
   QuantizerState state() const { return state_; }
-  bool calibrated() const { return !grids_.empty(); }
+  bool calibrated() const { return is_float() || !grids_.empty(); }
+  bool is_float() const { return spec_.format != NumberFormat::integer; }
 
   /// off | frozen | learning -> observing: statistics start anew.
   void observe();
@@ -58,8 +60,15 @@ class Quantizer final : public nn::Transform {
   bool finish_observing();
   /// observing -> off: what was observed is dropped (calibration failed).
   void abandon();
-  /// A parameter's range from its values; then frozen or learning. Values already on a grid of this spec keep it.
+  /// A parameter's range from its values; then frozen or learning. Values that already lie on a grid of this spec keep it.
   void encode(const Tensor& value);
+  /// The parameter this quantizer belongs to. A scheme that does not learn encodes it anew whenever its values have changed, also for grids().
+  void follow(const nn::Parameter* parameter) { followed_ = parameter; }
+  /// No scale below these, one per grid: the range widens where it would be (int32 accumulators). Throws Error when not calibrated.
+  void require_scales(const std::vector<double>& least);
+  /// One grid per channel of `axis` from now on, each as the single one was.
+  void split_channels(int axis, int64_t channels);
+  void rename(const std::string& name);
   void freeze();   ///< learning -> frozen
   void learn();    ///< frozen -> learning
   void disable();  ///< any -> off; the range is kept
@@ -71,11 +80,10 @@ class Quantizer final : public nn::Transform {
   /// Grids as used by the forward pass: one, or one per channel. Throws Error when not calibrated.
   const std::vector<Grid>& grids();
   std::vector<Range> ranges() const;
-  /// Sets the range; the state becomes frozen (or learning when it was).
+  /// Sets the range, which a parameter then keeps; the state becomes frozen (or learning when it was).
   void set_ranges(const std::vector<Range>& ranges);
   /// Sets the grids exactly as given (an encodings file): ranges follow from them; frozen.
   void set_grids(const std::vector<Grid>& grids);
-
 
   /// State, bounds, grids and calibration statistics as bytes for checkpoints; restore() brings back the same bits. Throws Error when they do not fit.
   std::string save() const;
@@ -85,6 +93,10 @@ class Quantizer final : public nn::Transform {
   [[noreturn]] void refuse(const char* action) const;
   void start(const std::vector<Range>& ranges);
   void store(const std::vector<Range>& ranges);
+  Grid grid_of(const Range& range, size_t channel) const;
+  void update(const Tensor& value);
+  bool encodes_anew() const;
+  Var round_to_float(const Var& x) const;
   Range gated(Range range, const Range& before) const;
   void refresh();
   ChannelView view(const Shape& shape) const;
@@ -95,10 +107,14 @@ class Quantizer final : public nn::Transform {
   QuantizerSpec spec_;
   QuantizerState state_ = QuantizerState::off;
   std::unique_ptr<RangeEstimator> estimator_;
-  nn::Parameter min_, max_;        // [channels]
-  std::vector<Range> good_;        // the gated bounds that grids_ was computed from
-  std::vector<Range> initial_;     // what calibration gave: the scale of the smallest allowed width
+  nn::Parameter min_, max_;     // [channels]
+  std::vector<Range> good_;     // the gated bounds that grids_ was computed from
+  std::vector<Range> initial_;  // what calibration gave: the scale of the smallest allowed width
   std::vector<Grid> grids_;
+  std::vector<double> least_scale_;  // of require_scales
+  const nn::Parameter* followed_ = nullptr;
+  uint64_t encoded_ = 0;  // fingerprint of the values last encoded
+  bool pinned_ = false;   // the range was given, not computed: it stays
 };
 
 }  // namespace detent::quant

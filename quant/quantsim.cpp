@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "detent/quant/accumulator.h"
 #include "detent/quant/placement.h"
 
 namespace detent::quant {
@@ -56,7 +57,9 @@ QuantSim::~QuantSim() {
 void QuantSim::compute_encodings(const std::function<void()>& callback) {
   const std::vector<Quantizer*> all = distinct(placements_);
   for (Placement& p : placements_) {
-    if (p.parameter) p.quantizer->encode(p.parameter->value);
+    if (!p.parameter) continue;
+    if (!p.quantizer->is_float() && p.quantizer->calibrated()) p.quantizer->require_scales({});
+    p.quantizer->encode(p.parameter->value);
   }
   bool any = false;
   for (Quantizer* q : all) {
@@ -64,7 +67,6 @@ void QuantSim::compute_encodings(const std::function<void()>& callback) {
     q->observe();
     any = true;
   }
-  
   {
     const nn::Mode mode = graph_.mode();
     graph_.set_mode(nn::Mode::evaluation);
@@ -91,6 +93,8 @@ void QuantSim::compute_encodings(const std::function<void()>& callback) {
     }
   }
   DETENT_CHECK(!any || seen > 0, "compute_encodings: the callback ran no data through the network; call it on calibration batches");
+  if (!options_.protect_accumulators) return;
+  for (const IntegerLayer& layer : integer_layers(graph_)) layer.weight_quantizer->require_scales(least_weight_scales(layer));
 }
 
 QuantizerCounts QuantSim::counts() const {
@@ -114,16 +118,20 @@ std::string QuantSim::table() {
     Quantizer& q = *p.quantizer;
     std::string consumers;
     for (const std::string& c : p.consumers) consumers += (consumers.empty() ? "" : ",") + c;
-    out += text(p.name, '\t', p.producer.empty() ? "-" : p.producer, '\t', consumers.empty() ? "-" : consumers, '\t', q.spec().grid.bits, '\t', q.spec().grid.symmetric ? "yes" : "no", '\t',
-                to_string(q.state()), '\t');
+    out += text(p.name, '\t', p.producer.empty() ? "-" : p.producer, '\t', consumers.empty() ? "-" : consumers, '\t', q.spec().grid.bits, '\t',
+                q.spec().grid.symmetric ? "yes" : "no", '\t', to_string(q.state()), '\t');
     if (!q.calibrated()) {
       out += "-\t-\n";
       continue;
     }
+    if (q.is_float()) {
+      out += text("-\t", to_string(q.spec().format), '\n');
+      continue;
+    }
     const std::vector<Grid>& grids = q.grids();
     const Range r = range_of(grids[0]);
-    out += text('[', static_cast<float>(r.min), ", ", static_cast<float>(r.max), ']', grids.size() > 1 ? text(" (1 of ", grids.size(), ")") : std::string(), '\t', grids[0].scale, " * (q - ", grids[0].zero_point,
-                "), ", grids[0].qmin, "..", grids[0].qmax, '\n');
+    out += text('[', static_cast<float>(r.min), ", ", static_cast<float>(r.max), ']', grids.size() > 1 ? text(" (1 of ", grids.size(), ")") : std::string(), '\t', grids[0].scale,
+                " * (q - ", grids[0].zero_point, "), ", grids[0].qmin, "..", grids[0].qmax, '\n');
   }
   return align_columns(out);
 }
@@ -159,7 +167,7 @@ void QuantSim::enable() {
   saved_states_.clear();
 }
 
-EncodingMap QuantSim::encodings() {
+EncodingMap QuantSim::encodings(bool int32_bias) {
   EncodingMap map;
   map.args = {.activation_bitwidth = options_.output_bits,
               .param_bitwidth = options_.param_bits,
@@ -172,11 +180,18 @@ EncodingMap QuantSim::encodings() {
     Encoding e;
     e.name = p.name;
     e.bits = q.spec().grid.bits;
-    e.symmetric = q.spec().grid.symmetric;
-    e.grids = q.grids();
-    e.ranges = q.ranges();
-    e.channel_axis = q.spec().channel_axis;
+    e.is_float = q.is_float();
+    if (!e.is_float) {
+      e.symmetric = q.spec().grid.symmetric;
+      e.grids = q.grids();
+      e.ranges = q.ranges();
+      e.channel_axis = q.spec().channel_axis;
+    }
     (p.parameter ? map.params : map.activations).push_back(std::move(e));
+  }
+  if (!int32_bias) return map;
+  for (const IntegerLayer& layer : integer_layers(graph_)) {
+    if (layer.bias && !map.find(layer.bias->name)) map.params.push_back(bias_encoding(layer));
   }
   return map;
 }
@@ -184,14 +199,28 @@ EncodingMap QuantSim::encodings() {
 void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
   // Everything is matched before anything changes.
   std::string wrong;
+  std::vector<std::string> biases;
+  nn::Visitor visitor;
+  visitor.parameter = [&](nn::Parameter& p) {
+    if (p.name.ends_with(".bias")) biases.push_back(p.name);
+  };
+  graph_.visit(visitor, false);
   std::vector<std::pair<Placement*, const Encoding*>> matched;
-  const auto match = [&](const std::vector<Encoding>& list, bool parameters) {
+  const auto match = [&](const std::vector<Encoding>& list) {
     for (const Encoding& e : list) {
-      const auto p = std::find_if(placements_.begin(), placements_.end(), [&](const Placement& x) { return x.name == e.name && (x.parameter != nullptr) == parameters; });
+      const auto p = std::find_if(placements_.begin(), placements_.end(), [&](const Placement& x) { return x.name == e.name; });
       if (p == placements_.end()) {
+        if (e.bits == 32 && std::find(biases.begin(), biases.end(), e.name) != biases.end()) continue;
         if (mode == Load::strict) wrong += text("\n  ", e.name, ": no such quantizer in this network");
         continue;
       }
+      if (e.is_float || p->quantizer->is_float()) {
+        if (e.is_float != p->quantizer->is_float())
+          wrong += text("\n  ", e.name, ": ", e.is_float ? "a float" : "a grid", " in the file, ", e.is_float ? "a grid" : "a float", " here");
+        matched.emplace_back(&*p, &e);
+        continue;
+      }
+      if (e.bits != p->quantizer->spec().grid.bits) wrong += text("\n  ", e.name, ": ", e.bits, " bits in the file, ", p->quantizer->spec().grid.bits, " here");
       const int axis = p->quantizer->spec().channel_axis;
       const size_t channels = axis < 0 ? 1 : static_cast<size_t>(p->parameter->value.dim(axis));
       // One grid for the tensor is the same grid for each channel.
@@ -199,19 +228,27 @@ void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
       matched.emplace_back(&*p, &e);
     }
   };
-  match(encodings.activations, false);
-  match(encodings.params, true);
+  match(encodings.activations);  // which list an entry stands in is the format's affair: 2.0.0 has one
+  match(encodings.params);
   if (mode == Load::strict) {
     for (const Placement& p : placements_) {
       const bool found = std::any_of(matched.begin(), matched.end(), [&](const auto& m) { return m.first == &p; });
-      if (!found) wrong += text("\n  ", p.name, ": no entry in the file");
+      if (!found && !p.quantizer->is_float()) wrong += text("\n  ", p.name, ": no entry in the file");
     }
   }
   DETENT_CHECK(wrong.empty(), "load_encodings: the encodings are those of another network or configuration:", wrong);
   for (const auto& [placement, encoding] : matched) {
+<<<<<<< HEAD
     const int axis = placement->quantizer->spec().channel_axis;
     const size_t channels = axis < 0 ? 1 : static_cast<size_t>(placement->parameter->value.dim(axis));
     placement->quantizer->set_grids(encoding->grids.size() == 1 ? std::vector<Grid>(channels, encoding->grids[0]) : encoding->grids);
+=======
+    if (!encoding->is_float) {
+      placement->quantizer->set_grids(encoding->grids);
+    } else if (placement->quantizer->state() == QuantizerState::off) {
+      placement->quantizer->enable();
+    }
+>>>>>>> fe3abf4 (quant: entropy, 16-bit floats, weights encoded anew, grids recognized, int32 accumulators; training with batch norms left in)
   }
 }
 

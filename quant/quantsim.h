@@ -15,12 +15,15 @@ namespace detent::quant {
 
 struct QuantSimOptions {
   Scheme scheme = Scheme::range_learning_tf_enhanced;
-  int param_bits = 8;   ///< 2..16, or 32: parameters stay in float
-  int output_bits = 8;  ///< 2..16, or 32
+  int param_bits = 8;                                 ///< 2..16, or 32: parameters stay in float
+  int output_bits = 8;                                ///< 2..16, or 32
+  NumberFormat param_format = NumberFormat::integer;  ///< float16 and bfloat16 need 16 bits
+  NumberFormat output_format = NumberFormat::integer;
   QuantConfig config = default_config();
   RangeRule range_rule = RangeRule::gated;
   float range_learning_rate = 1.0f;  ///< learning rate of learned ranges relative to that of the weights
   EstimatorOptions estimator = {};
+  bool protect_accumulators = true;  ///< weight scales are enlarged where a bias or a sum would overflow int32 (quant/accumulator.h)
 };
 
 /// One quantizer and where it sits.
@@ -65,10 +68,11 @@ class QuantSim {
   /// One line per quantizer: value, producer, consumers, bits, symmetric, state, range, grid.
   std::string table();
 
-  EncodingMap encodings();
+  /// Grids of all calibrated quantizers; with int32_bias also an entry per bias, on the grid of its layer's accumulators.
+  EncodingMap encodings(bool int32_bias = false);
   /// strict: every quantizer must have an entry and every entry a quantizer (Error listing what does not match); partial otherwise.
   enum class Load : uint8_t { strict, partial };
-  /// Sets grids as given and freezes them.
+  /// Sets grids as given and freezes them; a weight then keeps its grid when it changes. int32 entries of biases are derived values: nothing to set.
   void load_encodings(const EncodingMap& encodings, Load mode = Load::strict);
 
   void freeze();
@@ -77,11 +81,11 @@ class QuantSim {
   void disable();
   void enable();
 
-  /// Writes weights, encodings and models into a folder; defined in io (io/export.cpp). Returns the file names.
+  /// Writes weights, encodings and models into a folder; defined in io (io/export.cpp). Biases have entries in 2.0.0, as AIMET's. Returns the file names.
   std::vector<std::string> export_to(const std::string& folder, const std::string& prefix, const std::string& encodings_version = "1.0.0");
 
  private:
-  friend class Placer;
+  friend std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(QuantSim& sim);
   nn::Graph& graph_;
   QuantSimOptions options_;
   std::vector<Placement> placements_;

@@ -1,5 +1,6 @@
 #include "detent/quant/scheme.h"
 
+#include <iterator>
 #include <vector>
 
 #include "detent/core/error.h"
@@ -28,6 +29,8 @@ constexpr Spelling kSpellings[] = {
     {"post-training-percentile", Scheme::percentile},
     {"mse", Scheme::mse},
     {"post-training-mse", Scheme::mse},
+    {"entropy", Scheme::entropy},
+    {"post-training-entropy", Scheme::entropy},
     {"moving-average", Scheme::moving_average},
     {"post-training-moving-average", Scheme::moving_average},
 };
@@ -37,13 +40,20 @@ constexpr Spelling kSpellings[] = {
 EstimatorKind estimator_of(Scheme s) {
   switch (s) {
     case Scheme::range_learning_tf:
-    case Scheme::tf: return EstimatorKind::min_max;
+    case Scheme::tf:
+      return EstimatorKind::min_max;
     case Scheme::range_learning_tf_enhanced:
-    case Scheme::tf_enhanced: return EstimatorKind::tf_enhanced;
+    case Scheme::tf_enhanced:
+      return EstimatorKind::tf_enhanced;
     case Scheme::range_learning_percentile:
-    case Scheme::percentile: return EstimatorKind::percentile;
-    case Scheme::mse: return EstimatorKind::mse;
-    case Scheme::moving_average: return EstimatorKind::moving_average;
+    case Scheme::percentile:
+      return EstimatorKind::percentile;
+    case Scheme::mse:
+      return EstimatorKind::mse;
+    case Scheme::moving_average:
+      return EstimatorKind::moving_average;
+    case Scheme::entropy:
+      return EstimatorKind::entropy;
   }
   return EstimatorKind::min_max;
 }
@@ -59,7 +69,20 @@ Scheme parse_scheme(std::string_view word) {
     names.push_back(s.word);
   }
   fail("quantization scheme '", std::string_view(word).substr(0, 64), "' is unknown", nearest_name(dashed, names.data(), names.size()),
-       "; choose range-learning-tf, range-learning-tf-enhanced, range-learning-percentile, tf, tf-enhanced, percentile, mse or moving-average");
+       "; choose range-learning-tf, range-learning-tf-enhanced, range-learning-percentile, tf, tf-enhanced, percentile, mse, moving-average or entropy");
+}
+
+std::string_view to_string(NumberFormat f) {
+  constexpr std::string_view names[] = {"int", "float16", "bfloat16"};
+  return names[static_cast<int>(f)];
+}
+
+NumberFormat parse_number_format(std::string_view word) {
+  constexpr std::string_view names[] = {"int", "float16", "bfloat16", "float"};
+  for (size_t i = 0; i < std::size(names); ++i) {
+    if (word == names[i]) return i == 3 ? NumberFormat::float16 : static_cast<NumberFormat>(i);
+  }
+  fail("number format '", word.substr(0, 64), "' is unknown", nearest_name(word, names, std::size(names)), "; choose int, float16 or bfloat16");
 }
 
 std::string_view to_string(Scheme s) {
@@ -71,14 +94,24 @@ std::string_view to_string(Scheme s) {
 
 std::string_view aimet_name(Scheme s) {
   switch (s) {
-    case Scheme::range_learning_tf: return "training_range_learning_with_tf_init";
-    case Scheme::range_learning_tf_enhanced: return "training_range_learning_with_tf_enhanced_init";
-    case Scheme::range_learning_percentile: return "training_range_learning_with_percentile_init";
-    case Scheme::tf: return "post_training_tf";
-    case Scheme::tf_enhanced: return "post_training_tf_enhanced";
-    case Scheme::percentile: return "post_training_percentile";
-    case Scheme::mse: return "post_training_mse";
-    case Scheme::moving_average: return "post_training_moving_average";
+    case Scheme::range_learning_tf:
+      return "training_range_learning_with_tf_init";
+    case Scheme::range_learning_tf_enhanced:
+      return "training_range_learning_with_tf_enhanced_init";
+    case Scheme::range_learning_percentile:
+      return "training_range_learning_with_percentile_init";
+    case Scheme::tf:
+      return "post_training_tf";
+    case Scheme::tf_enhanced:
+      return "post_training_tf_enhanced";
+    case Scheme::percentile:
+      return "post_training_percentile";
+    case Scheme::mse:
+      return "post_training_mse";
+    case Scheme::moving_average:
+      return "post_training_moving_average";
+    case Scheme::entropy:
+      return "post_training_entropy";
   }
   return "?";
 }

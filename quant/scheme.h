@@ -17,10 +17,18 @@ enum class Scheme : uint8_t {
   percentile,
   mse,
   moving_average,
+  entropy,
 };
 
+/// What a quantizer simulates: an integer grid, or a value kept in a 16-bit float (no range, nothing to calibrate or learn).
+enum class NumberFormat : uint8_t { integer, float16, bfloat16 };
+/// "int", "float16", "bfloat16".
+std::string_view to_string(NumberFormat f);
+/// Accepts those and AIMET's "float" (float16). Throws Error naming the nearest.
+NumberFormat parse_number_format(std::string_view word);
+
 /// How a range is found from observed values.
-enum class EstimatorKind : uint8_t { min_max, moving_average, tf_enhanced, percentile, mse };
+enum class EstimatorKind : uint8_t { min_max, moving_average, tf_enhanced, percentile, mse, entropy };
 
 constexpr bool learns_ranges(Scheme s) { return s <= Scheme::range_learning_percentile; }
 EstimatorKind estimator_of(Scheme s);

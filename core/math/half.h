@@ -1,4 +1,4 @@
-// IEEE half precision as a float: what a value becomes when it is kept in 16 bits. Host and device.
+// IEEE half precision and bfloat16 as a float: what a value becomes when it is kept in 16 bits. Host and device.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,16 @@ DETENT_HD float round_to_half(float x) {
   }
   rounded |= sign;
   memcpy(&x, &rounded, 4);
+  return x;
+}
+
+/// x rounded to the nearest bfloat16 (ties to even); NaN stays NaN.
+DETENT_HD float round_to_bfloat(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return x;
+  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  memcpy(&x, &bits, 4);
   return x;
 }
 

@@ -8,6 +8,7 @@
 #include "built_in.h"
 #include "detent/core/file.h"
 #include "detent/core/parallel.h"
+#include "detent/io/encodings.h"
 #include "detent/io/export.h"
 #include "detent/io/layer_dump.h"
 #include "detent/io/onnx/import.h"
@@ -15,6 +16,8 @@
 #include "detent/nn/layers.h"
 #include "detent/nn/models/models.h"
 #include "detent/nn/passes/fold_batch_norm.h"
+#include "detent/nn/passes/reestimate_batch_norm.h"
+#include "detent/quant/fold_to_scale.h"
 #include "progress.h"
 
 namespace qat {
@@ -144,6 +147,7 @@ nn::Accuracy Flow::validate(const std::string& stage) {
 }
 
 void Flow::fold() {
+  if (o_.keep_batch_norm) return;
   const auto folded = nn::fold_batch_norms(net_);
   if (!folded.empty()) say(o_.quiet, text("folded ", folded.size(), " batch norms"));
 }
@@ -215,6 +219,42 @@ void Flow::calibrate() {
   for (const std::string& name : report_.unseen) say(false, "warning: the quantizer of \"" + name + "\" never saw data and stays off");
 }
 
+void Flow::load_ranges() {
+  if (o_.encodings.empty()) return;
+  const quant::EncodingMap map = io::read_encodings(read_file(o_.encodings, int64_t{256} << 20), o_.encodings);
+  sim_->load_encodings(map, quant::QuantSim::Load::partial);
+  int64_t loaded = 0;
+  for (const quant::Placement& p : sim_->placements()) {
+    const quant::Encoding* e = map.find(p.name);
+    if (!e) continue;
+    ++loaded;
+    if (!o_.freeze_encodings && !e->is_float && quant::learns_ranges(p.quantizer->spec().scheme) && !p.quantizer->spec().keep_frozen) p.quantizer->learn();
+  }
+  DETENT_CHECK(loaded > 0, "--encodings ", o_.encodings, ": none of its ", map.activations.size() + map.params.size(),
+               " entries is a quantizer of this network; --print-quantizers lists those");
+  say(o_.quiet, text("loaded ", loaded, " of ", sim_->placements().size(), " ranges from ", o_.encodings));
+}
+
+// Measures batch norms that stayed in anew, then takes them into the weights and their scales.
+void Flow::fold_to_scale() {
+  if (!o_.keep_batch_norm) return;
+  if (o_.reestimate_bn > 0 && progress_.step > 0) {
+    io::Loader loader(train_set_, loader_options(true));
+    io::Batch batch;
+    const auto undo = nn::reestimate_batch_norm(
+        net_,
+        [&] {
+          if (!loader.next(batch)) return false;
+          net_(batch.images);
+          return true;
+        },
+        o_.reestimate_bn);
+    say(o_.quiet, text("batch-norm statistics measured anew on ", undo.batches(), " batches"));
+  }
+  const auto folded = quant::fold_batch_norms_to_scale(*sim_);
+  say(o_.quiet, text("folded ", folded.size(), " batch norms into the scales"));
+}
+
 void Flow::save() {
   progress_.report = report_.to_json();
   const std::string file = join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step));
@@ -253,6 +293,7 @@ bool Flow::train() {
   if (o_.max_steps) total = std::min(total, o_.max_steps);
   nn::Trainer trainer(net_, *sgd_, {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * per_epoch});
   trainer.set_steps_done(progress_.step);
+  trainer.freeze_batch_norm_after = o_.freeze_bn_after;
 
   make_folders(o_.output);
   LogGuard guard{path(".log.jsonl"), progress_.step > 0};
@@ -306,8 +347,8 @@ void Flow::resume() {
   const auto then = nlohmann::json::parse(p.options, nullptr, false), now = nlohmann::json::parse(resume_key(o_));
   DETENT_CHECK(then.is_object(), "--resume ", resume_from_, ": its options cannot be read");
   for (const auto& [key, value] : now.items()) {
-    DETENT_CHECK(then.contains(key) && then[key] == value, "--resume ", resume_from_, ": it was written with --", key, " ", then.value(key, nlohmann::json()).dump(), ", this run has ", value.dump(),
-                 "; give the same options");
+    DETENT_CHECK(then.contains(key) && then[key] == value, "--resume ", resume_from_, ": it was written with --", key, " ", then.value(key, nlohmann::json()).dump(),
+                 ", this run has ", value.dump(), "; give the same options");
   }
 }
 
@@ -321,7 +362,7 @@ void Flow::dump_layers() {
 }
 
 void Flow::finish() {
-  io::ExportOptions options{.folder = o_.output, .prefix = o_.prefix, .encodings_version = o_.encodings_version};
+  io::ExportOptions options{.folder = o_.output, .prefix = o_.prefix, .encodings_version = o_.encodings_version, .int32_bias = o_.int32_bias};
   std::vector<std::string> files = io::export_quantized(*sim_, options);
   if (o_.epochs > 0) files.push_back(o_.prefix + ".log.jsonl");
   if (!o_.dump_layers.empty()) dump_layers();
@@ -376,17 +417,21 @@ int Flow::run_stages() {
     }
     validate("float");
     fold();
-    validate("folded");
+    if (!o_.keep_batch_norm) validate("folded");
     report_.seconds["float"] = since(start);
     start = Clock::now();
     quantize();
     calibrate();
+    load_ranges();
     validate("ptq");
     report_.seconds["ptq"] = since(start);
   }
   if (o_.epochs > 0) {
     if (!train()) return kExitStopped;
+    fold_to_scale();
     validate("qat");
+  } else {
+    fold_to_scale();
   }
   finish();
   return 0;

@@ -40,6 +40,8 @@ class Flow {
   void fold();
   void quantize();
   void calibrate();
+  void load_ranges();
+  void fold_to_scale();
   bool train();
   detent::nn::StepInfo step(detent::nn::Trainer& trainer, const detent::io::Batch& batch);
   void save();

@@ -50,6 +50,10 @@ void check(const Options& o, int threads) {
   at_least("--float-steps", o.float_steps, 1);
   at_least("--dump-images", o.dump_images, 1);
   at_least("--dump-layer-images", o.dump_layer_images, 1);
+  at_least("--freeze-bn-after", o.freeze_bn_after, -1);
+  at_least("--reestimate-bn", o.reestimate_bn, 0);
+  DETENT_CHECK(o.keep_batch_norm || o.freeze_bn_after < 0, "--freeze-bn-after ", o.freeze_bn_after, ": also give --batch-norm keep; folded batch norms have no statistics");
+  DETENT_CHECK(!o.freeze_encodings || !o.encodings.empty(), "--freeze-encodings: also give --encodings with the file to keep");
   for (const auto& [option, bits] : {std::pair{"--param-bw", o.param_bits}, std::pair{"--output-bw", o.output_bits}}) {
     DETENT_CHECK((bits >= 2 && bits <= 16) || bits == 32, option, " ", bits, ": give 2..16, or 32 for float");
   }
@@ -74,7 +78,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.footer(
       "Ctrl-C or SIGTERM: the training step in progress is finished and saved; --resume auto goes on to the same bits. A second one ends at once.\n"
       "Exit code: 0 done, 2 wrong usage or input, 3 stopped as asked, work saved.");
-  std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule));
+  std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule)), batch_norm = "fold", int32_bias = "auto";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   app.option_defaults()->always_capture_default();
   app.add_option("--data", o.data, "folder of TFRecords train*, valid* (image/encoded, image/class/label)");
@@ -86,12 +90,17 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--seed", o.seed, "seed of shuffling, augmentation and initial weights");
   app.add_option("--batch", o.batch, "images a training step");
   app.add_option("--eval-batch", o.eval_batch, "images a batch of evaluation and calibration");
-  app.add_option("--quant-scheme", scheme, "range-learning-tf, range-learning-tf-enhanced, range-learning-percentile, tf, tf-enhanced, percentile, mse, moving-average");
+  app.add_option("--quant-scheme", scheme, "range-learning-tf, range-learning-tf-enhanced, range-learning-percentile, tf, tf-enhanced, percentile, mse, moving-average, entropy");
   app.add_option("--param-bw", o.param_bits, "bits of weights, 2..16, or 32 for float");
   app.add_option("--output-bw", o.output_bits, "bits of activations, 2..16, or 32 for float");
   app.add_option("--config", o.config, "AIMET quantsim JSON, or the name of a shipped one: tensorflow_default, per_channel_default, integer");
   app.add_option("--range-gradient", rule, "how learned ranges move: gated, lsq (with its gradient scale), aimet (its exact rule, unguarded)");
   app.add_option("--range-lr-scale", o.range_lr_scale, "learning rate of ranges relative to that of weights");
+  app.add_option("--batch-norm", batch_norm, "fold: into the layers before quantization; keep: train with them, fold into the scales afterwards");
+  app.add_option("--freeze-bn-after", o.freeze_bn_after, "with --batch-norm keep: steps after which batch-norm statistics stay as they are; -1: never");
+  app.add_option("--reestimate-bn", o.reestimate_bn, "with --batch-norm keep: training batches on which statistics are measured anew after training; 0: none");
+  app.add_option("--encodings", o.encodings, "encodings file (0.6.1, 1.0.0, 2.0.0) whose ranges replace the calibrated ones; it may name some quantizers only");
+  app.add_flag("--freeze-encodings", o.freeze_encodings, "ranges of --encodings are kept while training");
   app.add_option("--calibration-samples", o.calibration_samples, "training images the ranges are calibrated on");
   app.add_option("--epochs", o.epochs, "epochs of quantization-aware training");
   app.add_option("--lr", o.lr, "learning rate");
@@ -106,6 +115,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--output", o.output, "folder for the results");
   app.add_option("--prefix", o.prefix, "beginning of the result files' names");
   app.add_option("--encodings-version", o.encodings_version, "0.6.1, 1.0.0 or 2.0.0");
+  app.add_option("--int32-bias", int32_bias, "encodings with an int32 entry per bias: auto (in 2.0.0), yes, no");
   app.add_option("--checkpoint-every", o.checkpoint_every, "save PREFIX.step-N.ckpt every so many steps; 0: never");
   app.add_option("--keep-checkpoints", o.keep_checkpoints, "newest checkpoints that stay");
   app.add_option("--resume", o.resume, "a checkpoint, or auto: the newest good one in --output, else from the start");
@@ -131,6 +141,10 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
     fail("command line: ", what, "; see --help");
   }
   o.scheme = detent::quant::parse_scheme(scheme);
+  one_of("--batch-norm", batch_norm, {"fold", "keep"});
+  o.keep_batch_norm = batch_norm == "keep";
+  one_of("--int32-bias", int32_bias, {"auto", "yes", "no"});
+  if (int32_bias != "auto") o.int32_bias = int32_bias == "yes";
   one_of("--range-gradient", rule, {"gated", "lsq", "aimet"});
   for (const auto r : {detent::quant::RangeRule::gated, detent::quant::RangeRule::lsq, detent::quant::RangeRule::aimet}) {
     if (to_string(r) == rule) o.range_rule = r;
@@ -152,6 +166,10 @@ std::string resume_key(const Options& o) {
                         {"config", o.config},
                         {"range-gradient", to_string(o.range_rule)},
                         {"range-lr-scale", o.range_lr_scale},
+                        {"batch-norm", o.keep_batch_norm ? "keep" : "fold"},
+                        {"freeze-bn-after", o.freeze_bn_after},
+                        {"encodings", o.encodings},
+                        {"freeze-encodings", o.freeze_encodings},
                         {"calibration-samples", o.calibration_samples},
                         {"lr", o.lr},
                         {"decay-steps", o.decay_steps},

@@ -24,6 +24,11 @@ struct Options {
   std::string config;
   detent::quant::RangeRule range_rule = detent::quant::RangeRule::gated;
   float range_lr_scale = 1.0f;
+  bool keep_batch_norm = false;   ///< train with batch norms left in, fold them into the scales afterwards
+  int64_t freeze_bn_after = -1;   ///< steps; -1: never
+  int64_t reestimate_bn = 100;    ///< batches; 0: not
+  std::string encodings;          ///< a file to load over the calibration, or instead of it when it has every quantizer
+  bool freeze_encodings = false;  ///< loaded ranges are not trained
   int64_t calibration_samples = 500;
   int64_t epochs = 1;
   float lr = 1e-3f;
@@ -35,9 +40,10 @@ struct Options {
   std::string output = "./output";
   std::string prefix = "resnet50_after_qat_range_learning";
   std::string encodings_version = "1.0.0";
+  std::optional<bool> int32_bias;  ///< entries for biases; unset: in 2.0.0
   int64_t checkpoint_every = 0;
   int keep_checkpoints = 3;
-  std::string resume;  ///< empty, "auto" or a file
+  std::string resume;         ///< empty, "auto" or a file
   int64_t float_steps = 300;  ///< of the built-in data set's float training
   int64_t skip_bad_records = 0;
   std::string dump_layers;  ///< folder, or empty

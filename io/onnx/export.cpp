@@ -54,7 +54,7 @@ void Exporter::mark_reachable() {
 quant::Quantizer* Exporter::acting(const std::shared_ptr<nn::Transform>& t) const {
   auto* q = qdq_ ? dynamic_cast<quant::Quantizer*>(t.get()) : nullptr;
   if (!q || !q->calibrated()) return nullptr;
-  return q->state() == quant::QuantizerState::frozen || q->state() == quant::QuantizerState::learning ? q : nullptr;
+  return !q->is_float() && (q->state() == quant::QuantizerState::frozen || q->state() == quant::QuantizerState::learning) ? q : nullptr;
 }
 
 // As the forward pass does it: a quantizer's own grid, or the input's behind an operator that only moves elements.
@@ -118,10 +118,14 @@ ElementType Exporter::type_of(const Grid& g, const std::string& name) {
 
 bool fills_type(const Grid& g, ElementType type) {
   switch (type) {
-    case kUint8: return g.qmin == 0 && g.qmax == 255;
-    case kInt8: return g.qmin == -128 && g.qmax == 127;
-    case kUint16: return g.qmin == 0 && g.qmax == 65535;
-    default: return g.qmin == -32768 && g.qmax == 32767;
+    case kUint8:
+      return g.qmin == 0 && g.qmax == 255;
+    case kInt8:
+      return g.qmin == -128 && g.qmax == 127;
+    case kUint16:
+      return g.qmin == 0 && g.qmax == 65535;
+    default:
+      return g.qmin == -32768 && g.qmax == 32767;
   }
 }
 
@@ -146,7 +150,8 @@ void Exporter::write_node(const Node& n) {
   const auto& grid = grids_[static_cast<size_t>(n.output.id)];
   const bool is_output = std::find(outputs_.begin(), outputs_.end(), n.output) != outputs_.end();
   const std::string raw = grid && is_output ? b_.fresh(name + "_raw") : name;
-  DETENT_CHECK(write_weighted(n, raw) || write_pool(n, raw) || write_pointwise(n, raw) || write_moving(n, raw), "onnx export: node \"", n.name, "\": ", n.op, " has no ONNX form here");
+  DETENT_CHECK(write_weighted(n, raw) || write_pool(n, raw) || write_pointwise(n, raw) || write_moving(n, raw), "onnx export: node \"", n.name, "\": ", n.op,
+               " has no ONNX form here");
   auto& reader = readers_[static_cast<size_t>(n.output.id)] = raw;
   if (!grid) return;
   const bool moved = n.module->preserves_grid() && grids_[static_cast<size_t>(n.inputs[0].id)] == grid;

@@ -204,6 +204,7 @@ class MovingAverage final : public RangeEstimator {
   std::vector<Average> average_;
 };
 
+constexpr int kEntropyBins = 512;
 constexpr int kChannelBins = 512;  // a channel of a weight has few values, and there are many channels
 
 class HistogramEstimator final : public RangeEstimator {
@@ -211,17 +212,22 @@ class HistogramEstimator final : public RangeEstimator {
   HistogramEstimator(EstimatorKind kind, const EstimatorOptions& options) : RangeEstimator(kind), kind_(kind), options_(options) {}
 
  private:
-  bool frozen() const { return options_.histogram == HistogramPolicy::frozen; }
+  // Entropy's histogram grows in AIMET too.
+  bool frozen() const { return options_.histogram == HistogramPolicy::frozen && kind_ != EstimatorKind::entropy; }
   void resize(int64_t channels) override {
     const auto n = static_cast<size_t>(channels);
     frozen_.assign(frozen() ? n : 0, {});
-    growing_.assign(frozen() ? 0 : n, GrowingHistogram(channels > 1 ? std::min(options_.bins, kChannelBins) : options_.bins));
+    growing_.assign(frozen() ? 0 : n, GrowingHistogram(kind_ == EstimatorKind::entropy ? kEntropyBins : (channels > 1 ? std::min(options_.bins, kChannelBins) : options_.bins)));
   }
   bool needs_values() const override { return true; }
   void update(int64_t channel, const Tensor& x, int64_t first, int64_t n, Range e) override {
     if (frozen()) {
       frozen_[static_cast<size_t>(channel)].add(x, first, n, e);
     } else {
+      if (kind_ == EstimatorKind::entropy) {  // as AIMET: zeros alone say nothing, a constant gets a little width
+        if (e.min == 0.0 && e.max == 0.0) return;
+        if (e.min == e.max) e.max += kMinCalibrationWidth;
+      }
       growing_[static_cast<size_t>(channel)].add(x, first, n, e);
     }
   }
@@ -232,17 +238,24 @@ class HistogramEstimator final : public RangeEstimator {
   Range search(const FrozenHistogram& f, const GridSpec& spec) const {
     if (f.h.counts.empty()) return all_zero_range(spec);
     switch (kind_) {
-      case EstimatorKind::tf_enhanced: return sqnr_range_core(f.h, spec);
-      case EstimatorKind::percentile: return percentile_range_core(f.h, options_.percentile);
-      default: return mse_range(f.h, spec);
+      case EstimatorKind::tf_enhanced:
+        return sqnr_range_core(f.h, spec);
+      case EstimatorKind::percentile:
+        return percentile_range_core(f.h, options_.percentile);
+      default:
+        return mse_range(f.h, spec);
     }
   }
   Range search(const GrowingHistogram& g, const GridSpec& spec) const {
+    if (kind_ == EstimatorKind::entropy) return g.h.counts.empty() ? all_zero_range(spec) : entropy_range(g.h, g.seen, spec);
     if (g.seen.min == 0.0 && g.seen.max == 0.0) return g.seen;
     switch (kind_) {
-      case EstimatorKind::tf_enhanced: return sqnr_range(g.h, g.seen, spec);
-      case EstimatorKind::percentile: return percentile_range(g.h, g.seen, options_.percentile);
-      default: return mse_range(g.h, spec);
+      case EstimatorKind::tf_enhanced:
+        return sqnr_range(g.h, g.seen, spec);
+      case EstimatorKind::percentile:
+        return percentile_range(g.h, g.seen, options_.percentile);
+      default:
+        return mse_range(g.h, spec);
     }
   }
   void write(int64_t channel, Writer& out) const override;
@@ -255,7 +268,8 @@ class HistogramEstimator final : public RangeEstimator {
     h.lo = in.number(), h.width = in.number();
     const auto bins = in.get<int64_t>();
     DETENT_CHECK(bins >= 0 && bins <= (int64_t{1} << 20) && static_cast<size_t>(bins) * 8 <= in.bytes.size(), "estimator state claims ", bins, " bins; the checkpoint is damaged");
-    DETENT_CHECK(bins == 0 || (std::isfinite(h.lo) && std::isfinite(h.width) && h.width > 0.0), "estimator state has bins of width ", h.width, " from ", h.lo, "; the checkpoint is damaged");
+    DETENT_CHECK(bins == 0 || (std::isfinite(h.lo) && std::isfinite(h.width) && h.width > 0.0), "estimator state has bins of width ", h.width, " from ", h.lo,
+                 "; the checkpoint is damaged");
     h.counts.resize(static_cast<size_t>(bins));
     for (double& c : h.counts) {
       c = in.number();
@@ -308,7 +322,9 @@ std::unique_ptr<RangeEstimator> make_estimator(EstimatorKind kind, const Estimat
     case EstimatorKind::moving_average: return std::make_unique<MovingAverage>(options.momentum);
     case EstimatorKind::tf_enhanced:
     case EstimatorKind::percentile:
-    case EstimatorKind::mse: return std::make_unique<HistogramEstimator>(kind, options);
+    case EstimatorKind::mse:
+    case EstimatorKind::entropy:
+      return std::make_unique<HistogramEstimator>(kind, options);
   }
   fail("estimator: unknown kind ", static_cast<int>(kind));
 }

@@ -38,6 +38,9 @@ Range percentile_range(const Histogram& h, Range observed, double percentile);
 /// Least squared error over pairs of bin edges around zero.
 Range mse_range(const Histogram& h, const GridSpec& spec);
 
+/// Least Kullback-Leibler divergence between the histogram (512 bins) and 255 levels over a window of it. Only 8 bits are searched; others take the whole range.
+Range entropy_range(const Histogram& h, Range observed, const GridSpec& spec);
+
 /// Where AIMET's core puts a range when it saw only zeros: one step past -1.
 Range all_zero_range(const GridSpec& spec);
 
