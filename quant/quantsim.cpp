@@ -238,17 +238,13 @@ void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
   }
   DETENT_CHECK(wrong.empty(), "load_encodings: the encodings are those of another network or configuration:", wrong);
   for (const auto& [placement, encoding] : matched) {
-<<<<<<< HEAD
+    if (encoding->is_float) {
+      if (placement->quantizer->state() == QuantizerState::off) placement->quantizer->enable();
+      continue;
+    }
     const int axis = placement->quantizer->spec().channel_axis;
     const size_t channels = axis < 0 ? 1 : static_cast<size_t>(placement->parameter->value.dim(axis));
     placement->quantizer->set_grids(encoding->grids.size() == 1 ? std::vector<Grid>(channels, encoding->grids[0]) : encoding->grids);
-=======
-    if (!encoding->is_float) {
-      placement->quantizer->set_grids(encoding->grids);
-    } else if (placement->quantizer->state() == QuantizerState::off) {
-      placement->quantizer->enable();
-    }
->>>>>>> fe3abf4 (quant: entropy, 16-bit floats, weights encoded anew, grids recognized, int32 accumulators; training with batch norms left in)
   }
 }
 
