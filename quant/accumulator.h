@@ -1,5 +1,5 @@
 // The int32 accumulators of an integer target: what scale a layer's bias has there, and how small a weight scale may be before bias or sum overflow.
-// Reads the quantizers of a Graph as they are now.
+// Reads the quantizers of a Graph as they are now; one thread uses a Graph at a time.
 #pragma once
 
 #include <optional>
