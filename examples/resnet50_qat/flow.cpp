@@ -156,7 +156,7 @@ void Flow::quantize() {
   sim_ = std::make_unique<quant::QuantSim>(net_, quant::QuantSimOptions{.scheme = o_.scheme,
                                                                         .param_bits = o_.param_bits,
                                                                         .output_bits = o_.output_bits,
-                                                                        .config = load_config(o_.config),
+                                                                        .config = config_,
                                                                         .range_rule = o_.range_rule,
                                                                         .range_learning_rate = o_.range_lr_scale,
                                                                         .estimator = {}});
@@ -390,6 +390,7 @@ int Flow::run() {
 }
 
 int Flow::run_stages() {
+  config_ = load_config(o_.config);
   resume();
   open_data();
   build_network();
@@ -399,6 +400,7 @@ int Flow::run_stages() {
   remove_left_overs();
   sgd_ = std::make_unique<nn::Sgd>(nn::Sgd::Options{.learning_rate = o_.lr, .momentum = o_.momentum, .weight_decay = o_.weight_decay});
   if (!resume_from_.empty()) {
+    nn::initialize(net_);  // the checkpoint overwrites it, but folding looks at values
     fold();
     quantize();
     progress_ = io::load_checkpoint(resume_from_, net_, sim_.get(), *sgd_);

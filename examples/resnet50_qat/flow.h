@@ -53,6 +53,7 @@ class Flow {
   std::string path(const std::string& suffix) const;
 
   Options o_;
+  detent::quant::QuantConfig config_;
   detent::nn::Graph net_;
   detent::quant::EncodingMap encodings_;  ///< grids that the ONNX file of --arch carries
   std::unique_ptr<detent::quant::QuantSim> sim_;

@@ -80,7 +80,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
       "Exit code: 0 done, 2 wrong usage or input, 3 stopped as asked, work saved.");
   std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule)), batch_norm = "fold", int32_bias = "auto";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  app.option_defaults()->always_capture_default();
+  app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--data", o.data, "folder of TFRecords train*, valid* (image/encoded, image/class/label)");
   app.add_option("--arch", o.arch, "resnet50-v1 (Keras), resnet50-v1.5 (torchvision), resnet34, resnet18, resnet20-cifar10, mobilenet-v2, mobilenet-v2-cifar10; or FILE.onnx, weights included");
   app.add_option("--weights", o.weights, "trained float weights (safetensors, ONNX, Keras .h5)");

@@ -1,0 +1,160 @@
+// Bad input of every kind: exit code 2, one line that says what and where, nothing left in the output folder.
+#include "detent/io/data/crc32c.h"
+#include "detent/io/data/example.h"
+#include "detent/io/data/jpeg.h"
+#include "detent/io/data/tfrecord.h"
+#include "detent/tests/program/support.h"
+
+using namespace detent;
+using namespace detent::io;
+using namespace detent::test;
+
+namespace {
+
+struct Bad {
+  const char* what;
+  Arguments arguments;                ///< behind those of a good run: the last value of an option counts
+  std::vector<std::string> mentions;  ///< in the error line
+};
+
+std::string frame(const std::string& record) {
+  std::string out;
+  append_tfrecord(out, record);
+  return out;
+}
+
+// A data folder of a good valid file and the given train file.
+std::string data_folder(const Workshop& w, const std::string& name, const std::string& train) {
+  const std::string folder = w / name;
+  make_folders(folder);
+  spill(folder + "/train-0", train);
+  spill(folder + "/valid-0", slurp((w / "data") + "/valid-00000-of-00001"));
+  return folder;
+}
+
+std::string example_of(int64_t label, bool cut = false) {
+  std::string jpeg = encode_jpeg(synthetic_image(3, 1, 0, 32, 0.0f), 90);
+  if (cut) jpeg.resize(jpeg.size() / 2);
+  return serialize_example(jpeg, label, 32, 32);
+}
+
+void check(const Workshop& w, const std::vector<Bad>& rows) {
+  for (const Bad& b : rows) {
+    INFO(b.what);
+    const Outcome o = w.run(w.good("out") + b.arguments);
+    INFO("stderr: " << o.err);
+    CHECK(o.code == 2);
+    CHECK(o.err.starts_with("error: "));
+    CHECK(std::count(o.err.begin(), o.err.end(), '\n') == 1);
+    CHECK(o.out.empty());
+    for (const std::string& m : b.mentions) CHECK_CONTAINS(o.err, m);
+    CHECK(names_in(w / "out") == "");
+  }
+}
+
+}  // namespace
+
+TEST_CASE("bad_options") {
+  const Workshop w;
+  spill(w / "config.json", R"({"defaults": {"ops": {"is_output_quantised": "True"}}})");
+  spill(w / "file", "");
+  check(w, {
+               {"unknown option", {"--foo"}, {"--foo"}},
+               {"unknown architecture", {"--arch", "resnet20"}, {"resnet20-cifar10"}},
+               {"unknown scheme", {"--quant-scheme", "tf-enhansed"}, {"tf-enhansed", "tf-enhanced"}},
+               {"unknown config key", {"--config", w / "config.json"}, {"config.json", "is_output_quantised"}},
+               {"unknown shipped config", {"--config", "tensorflow"}, {"tensorflow_default"}},
+               {"absent config", {"--config", w / "absent.json"}, {"absent.json"}},
+               {"a config that is no JSON", {"--config", w / "weights.safetensors"}, {"weights.safetensors"}},
+               {"1 bit", {"--param-bw", "1"}, {"--param-bw 1"}},
+               {"17 bits", {"--output-bw", "17"}, {"--output-bw 17"}},
+               {"bits that are no number", {"--output-bw", "x"}, {"--output-bw"}},
+               {"no threads", {"--threads", "0"}, {"--threads 0"}},
+               {"negative batch", {"--batch", "-1"}, {"--batch -1"}},
+               {"NaN learning rate", {"--lr", "nan"}, {"--lr"}},
+               {"infinite learning rate", {"--lr", "inf"}, {"--lr"}},
+               {"momentum 1", {"--momentum", "1"}, {"--momentum"}},
+               {"unknown device", {"--device", "tpu"}, {"tpu", "cpu"}},
+               {"unknown encodings version", {"--encodings-version", "3.0.0"}, {"3.0.0", "2.0.0"}},
+               {"unknown preprocessing", {"--preprocess", "kears"}, {"kears"}},
+               {"a prefix with a folder", {"--prefix", "a/b"}, {"--prefix"}},
+               {"an output folder below a file", {"--output", (w / "file") + "/out"}, {"file"}},
+               {"an output folder that is a file", {"--output", w / "file"}, {"file"}},
+               {"absent checkpoint", {"--resume", w / "absent.ckpt"}, {"absent.ckpt"}},
+               {"a checkpoint that is none", {"--resume", w / "weights.safetensors"}, {"weights.safetensors"}},
+           });
+}
+
+TEST_CASE("bad_weights") {
+  const Workshop w;
+  const std::string good = slurp(w / "weights.safetensors");
+  spill(w / "cut", good.substr(0, good.size() / 2));
+  std::string nan = good;
+  const float bad = NAN;
+  nan.replace(nan.size() - 4, 4, reinterpret_cast<const char*>(&bad), 4);
+  spill(w / "nan", nan);
+  spill(w / "w.pth", std::string("PK\x03\x04", 4) + std::string(64, '\0'));
+  check(w, {
+               {"no file", {"--weights", w / "none"}, {"none"}},
+               {"cut", {"--weights", w / "cut"}, {"cut"}},
+               {"another network", {"--arch", "resnet18", "--image-size", "32", "--classes", "10"}, {"weights.safetensors", "layer1.0.conv1.weight"}},
+               {"another number of classes", {"--classes", "11"}, {"linear.weight", "[11,64]"}},
+               {"pickled", {"--weights", w / "w.pth"}, {"w.pth", "never unpickled"}},
+               {"a data file", {"--weights", (w / "data") + "/valid-00000-of-00001"}, {"valid-00000-of-00001"}},
+               {"NaN", {"--weights", w / "nan"}, {"calibration"}},
+           });
+}
+
+TEST_CASE("bad_data") {
+  const Workshop w;
+  const std::string good = slurp((w / "data") + "/train-00000-of-00002");
+  const std::string whole = frame(example_of(1)), second = std::to_string(whole.size());
+  const auto twice = [&](const std::string& bytes) { return whole + bytes; };
+  const auto flipped = [](std::string bytes, size_t at) {
+    bytes[at] = static_cast<char>(bytes[at] ^ 4);
+    return bytes;
+  };
+  std::string huge(8, '\0');
+  huge[7] = 0x40;
+  const uint32_t crc = masked_crc(crc32c(huge.data(), 8));
+  huge.append(reinterpret_cast<const char*>(&crc), 4);
+  std::string no_label = example_of(1);
+  const size_t at = no_label.find("image/class/label");
+  REQUIRE(at != std::string::npos);
+  no_label[at + 16] = 'x';
+  make_folders(w / "empty");
+  make_folders(w / "train_only");
+  spill((w / "train_only") + "/train-0", good);
+  std::vector<Bad> rows = {
+      {"no folder", {"--data", w / "none"}, {"none"}},
+      {"empty folder", {"--data", w / "empty"}, {"empty", "train"}},
+      {"no valid file", {"--data", w / "train_only"}, {"train_only", "valid"}},
+      {"labels beyond the classes", {"--label-offset", "-5"}, {"label"}},
+      {"labels below the classes", {"--label-offset", "9"}, {"label"}},
+  };
+  const auto row = [&](const char* what, const std::string& name, const std::string& train, std::vector<std::string> mentions) {
+    mentions.push_back(name + "/train-0");
+    rows.push_back({what, {"--data", data_folder(w, name, train)}, mentions});
+  };
+  row("truncated record", "cut", twice(whole.substr(0, whole.size() - 100)), {second});
+  row("flipped bit in the data", "flip_data", twice(flipped(whole, 500)), {second});
+  row("flipped bit in the length", "flip_length", twice(flipped(whole, 0)), {second});
+  row("huge length with a valid checksum", "huge", twice(huge + std::string(100, '\0')), {second});
+  row("no tf.Example", "no_example", twice(frame("hello, world")), {second});
+  row("missing feature", "no_label", twice(frame(no_label)), {second, "image/class/label"});
+  row("JPEG cut in half", "half", twice(frame(example_of(2, true))), {second});
+  row("label outside the classes", "label", twice(frame(example_of(11))), {second, "11"});
+  row("an empty file", "nothing", "", {});
+  row("random bytes", "random", slurp(w / "weights.safetensors").substr(5000, 3000), {});
+  check(w, rows);
+}
+
+TEST_CASE("broken_training_records_are_skipped_on_request") {
+  const Workshop w;
+  std::string train = slurp((w / "data") + "/train-00000-of-00002");
+  const std::string folder = data_folder(w, "half", train + frame(example_of(2, true)));
+  const Arguments more{"--data", folder, "--max-steps", "4", "--eval-samples", "8"};
+  const Outcome one = w.run(w.good("out") + more + Arguments{"--skip-bad-records", "1"});
+  INFO(one.err);
+  CHECK(one.code == 0);
+}

@@ -1,0 +1,158 @@
+// Where quantizers go: the built-in networks under the shipped configs, and every rule by itself.
+#include <set>
+
+#include "detent/nn/passes/fold_batch_norm.h"
+#include "detent/quant/quantsim.h"
+#include "detent/tests/nn/support.h"
+
+using namespace detent;
+using namespace detent::nn;
+using namespace detent::quant;
+using namespace detent::test;
+
+namespace {
+
+using Names = std::set<std::string>;
+
+std::string config(const std::string& op_types, const std::string& supergroups = "", const std::string& more = "") {
+  return R"({"defaults": {"ops": {"is_output_quantized": "True"}, "params": {"is_quantized": "True", "is_symmetric": "True"}}, "params": {"bias": {"is_quantized": "False"}}, "op_type": {)" + op_types +
+         R"(}, "supergroups": [)" + supergroups + R"(], "model_input": {"is_input_quantized": "True"}, "model_output": {})" + more + "}";
+}
+
+Names activations(Graph& g, const std::string& json) {
+  QuantSim sim(g, {.config = parse_config(json, "test")});
+  Names n;
+  for (const Placement& p : sim.placements()) {
+    if (p.kind == Placement::Kind::activation) n.insert(p.name);
+  }
+  return n;
+}
+
+Conv2d::Options conv(int64_t in, int64_t out, int64_t groups = 1) { return {.in = in, .out = out, .kernel_h = 3, .kernel_w = 3, .spec = {.padding = {1, 1, 1, 1}, .groups = groups}, .bias = true}; }
+
+// x -> conv -> relu -> {left: conv, right: sigmoid} -> concat -> pool -> flatten -> fc
+Graph branching() {
+  Graph g;
+  Value x = g.input("x", {8, 8, 4});
+  const Value c = g.add<Conv2d>("conv", {x}, conv(4, 4));
+  const Value r = g.add<Activation>("relu", {c}, relu_op());
+  const Value left = g.add<Conv2d>("left", {r}, conv(4, 4)), right = g.add<Conv2d>("right", {r}, conv(4, 4));
+  x = g.add<Concat>("concat", {left, right}, 3);
+  x = g.add<MaxPool>("maxpool", {x}, PoolSpec{.kernel = {2, 2}, .stride = {2, 2}});
+  x = g.add<Flatten>("flatten", {g.add<GlobalAveragePool>("pool", {x})});
+  g.output(g.add<Dense>("fc", {x}, Dense::Options{.in = 8, .out = 3}));
+  initialize(g, {.seed = 1});
+  return g;
+}
+
+}  // namespace
+
+TEST_CASE("placement_counts_of_the_built_in_networks") {
+  // By hand, ResNet-50 v1: input, stem, max pool, 16 blocks of 4, 4 shortcuts, dense, softmax. The two other configs pass the grid through the max pool and
+  // quantize the global pool.
+  struct Row {
+    const char* arch;
+    int weight;
+    std::map<std::string, int> activation;
+  };
+  for (const Row& r : {Row{"resnet50-v1", 54, {{"tensorflow_default", 73}, {"per_channel_default", 73}, {"integer", 73}}},
+                       Row{"resnet50-v1.5", 54, {{"tensorflow_default", 72}, {"per_channel_default", 72}, {"integer", 72}}},
+                       Row{"resnet20-cifar10", 20, {{"tensorflow_default", 30}, {"per_channel_default", 31}, {"integer", 31}}}}) {
+    Graph g = models::make(r.arch, {.classes = 10, .image_size = 32});
+    randomize(g, 1);
+    for (const bool folded : {false, true}) {
+      if (folded) fold_batch_norms(g);
+      for (const auto& [name, activations] : r.activation) {
+        INFO(r.arch << " " << name << " folded " << folded);
+        const QuantSim sim(g, {.config = default_config(name)});
+        const QuantizerCounts n = sim.counts();
+        CHECK(n.weight == r.weight);
+        CHECK(n.bias == 0);
+        CHECK(n.activation == activations);  // a batch norm takes over its convolution's place: folding changes no count
+        for (const Placement& p : sim.placements()) {
+          if (p.kind == Placement::Kind::weight) CHECK(p.quantizer->spec().channel_axis == (name == "tensorflow_default" ? -1 : 0));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("placement_depthwise_and_relu6_share_one") {
+  Graph g;
+  Value x = g.input("x", {8, 8, 4});
+  x = g.add<Conv2d>("dw", {x}, conv(4, 4, 4));
+  x = g.add<BatchNorm>("bn", {x}, BatchNorm::Options{.channels = 4});
+  g.output(g.add<Activation>("relu6", {x}, clip_op(0.0f, 6.0f)));
+  QuantSim sim(g);
+  CHECK(sim.counts().activation == 2);
+  REQUIRE(sim.find("relu6"));
+  CHECK(sim.find("relu6")->spec().min_bound == 0.0);
+  CHECK(sim.find("relu6")->spec().max_bound == 6.0);
+  CHECK(sim.find("dw") == nullptr);
+  CHECK(sim.find("dw.weight"));
+}
+
+TEST_CASE("placement_supergroups_end_at_branches") {
+  Graph g = branching();
+  CHECK(activations(g, config("")) == Names{"x", "conv", "relu", "left", "right", "concat", "maxpool", "pool", "fc"});
+  CHECK(activations(g, config("", R"({"op_list": ["Conv", "Relu"]})")) == Names{"x", "relu", "left", "right", "concat", "maxpool", "pool", "fc"});
+  // relu is read twice: the chain ends before it goes on.
+  CHECK(activations(g, config("", R"({"op_list": ["Relu", "Conv"]})")).contains("relu"));
+  CHECK(activations(g, config("", R"({"op_list": ["Conv", "Relu", "Conv"]})")).contains("conv"));
+  CHECK(QuantSim(g, {.config = parse_config(config(""), "test")}).counts().weight == 4);
+}
+
+TEST_CASE("placement_inputs_outputs_and_types") {
+  Graph g = branching();
+  const std::string off = R"("Conv": {"is_output_quantized": "False"}, "Relu": {"is_output_quantized": "False"}, "Concat": {"is_output_quantized": "False"}, "MaxPool": {"is_output_quantized": "False"},
+    "GlobalAveragePool": {"is_output_quantized": "False"}, "Flatten": {"is_output_quantized": "False"})";
+  CHECK(activations(g, config(off + R"(, "Gemm": {"is_output_quantized": "False"})")) == Names{"x"});
+  CHECK(activations(g, config(off + R"(, "Gemm": {"is_output_quantized": "False", "is_input_quantized": "True"})")) == Names{"x", "flatten"});
+  // The input of the pool lies on the max pool's grid already when that passes one on.
+  CHECK(activations(g, config(R"("GlobalAveragePool": {"is_input_quantized": "True"})")) == Names{"x", "conv", "relu", "left", "right", "concat", "maxpool", "pool", "fc"});
+  std::string json = config(off + R"(, "Gemm": {"is_output_quantized": "False"})");
+  json.replace(json.find(R"("model_output": {})"), 18, R"("model_output": {"is_output_quantized": "True"})");
+  CHECK(activations(g, json) == Names{"x", "fc"});
+}
+
+TEST_CASE("placement_overrides_and_constraints") {
+  Graph g = branching();
+  QuantSim sim(g, {.config = parse_config(config(R"("Concat": {"encoding_constraints": {"min": -4.0, "max": 4.0}})", "",
+                                                 R"(, "overrides": [{"name": "l*t", "param_bitwidth": 4, "output_bitwidth": 16, "is_param_symmetric": false}, {"name": "right", "is_quantized": false},
+                                                   {"name": "fc", "is_frozen": true, "per_channel_quantization": true}])"),
+                                          "test")});
+  CHECK(sim.find("left.weight")->spec().grid.bits == 4);
+  CHECK_FALSE(sim.find("left.weight")->spec().grid.symmetric);
+  CHECK(sim.find("left")->spec().grid.bits == 16);
+  CHECK(sim.find("conv")->spec().grid.bits == 8);
+  CHECK(sim.find("right") == nullptr);
+  CHECK(sim.find("right.weight") == nullptr);
+  CHECK(sim.find("fc.weight")->spec().channel_axis == 0);
+  sim.compute_encodings([&] { g(random_tensor({2, 8, 8, 4}, 1)); });
+  CHECK(sim.find("fc")->state() == QuantizerState::frozen);
+  CHECK(sim.find("fc.weight")->grids().size() == 3);
+  CHECK(sim.find("conv")->state() == QuantizerState::learning);
+  CHECK(sim.find("concat")->ranges()[0].min == doctest::Approx(-4.0).epsilon(0.01));
+  CHECK(sim.find("concat")->ranges()[0].max == doctest::Approx(4.0).epsilon(0.01));
+}
+
+TEST_CASE("placement_ties_what_a_concat_joins") {
+  Graph g = branching();
+  QuantSim sim(g, {.scheme = Scheme::tf, .config = default_config("integer")});
+  CHECK(sim.find("left") == sim.find("concat"));
+  CHECK(sim.find("right") == sim.find("concat"));
+  CHECK(sim.find("maxpool") == nullptr);
+  sim.compute_encodings([&] { g(random_tensor({2, 8, 8, 4}, 1)); });
+  CHECK(sim.find("left")->grids() == sim.find("concat")->grids());
+}
+
+TEST_CASE("placement_refuses_widths") {
+  Graph g = branching();
+  for (const int bits : {0, 1, 17, 31, 33, -8}) {
+    CHECK_MENTIONS(message_of([&] { QuantSim(g, {.param_bits = bits}); }), "param_bits");
+    CHECK_MENTIONS(message_of([&] { QuantSim(g, {.output_bits = bits}); }), "output_bits");
+  }
+  CHECK(QuantSim(g, {.param_bits = 32}).counts().weight == 0);
+  CHECK(QuantSim(g, {.output_bits = 32}).counts().activation == 0);
+  for (const auto& n : g.nodes()) CHECK(g.value(n.output).transform == nullptr);  // a sim that ends takes its quantizers along
+}

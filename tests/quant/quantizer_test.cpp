@@ -1,0 +1,245 @@
+// Quantizer: its states, the grids it keeps, and that no gradient and no learning rate breaks it.
+#include "detent/quant/quantizer.h"
+#include "detent/tests/nn/support.h"
+
+using namespace detent;
+using namespace detent::quant;
+using namespace detent::test;
+
+namespace {
+
+QuantizerSpec spec_of(Scheme scheme = Scheme::range_learning_tf) {
+  QuantizerSpec s;
+  s.scheme = scheme;
+  return s;
+}
+
+void feed(Quantizer& q, float lo, float hi) { q.apply({}, Var(Tensor::from(Shape{4}, {lo, 0.0f, 0.5f * hi, hi}))); }
+
+void calibrate(Quantizer& q, float lo = -1.0f, float hi = 2.0f) {
+  q.observe();
+  feed(q, lo, hi);
+  REQUIRE(q.finish_observing());
+}
+
+struct Bounds {
+  nn::Parameter* min = nullptr;
+  nn::Parameter* max = nullptr;
+};
+Bounds bounds_of(Quantizer& q) {
+  Bounds b;
+  nn::Visitor v;
+  v.parameter = [&](nn::Parameter& p) { (p.name.ends_with(".min") ? b.min : b.max) = &p; };
+  q.visit("", v);
+  return b;
+}
+
+using Action = std::pair<const char*, std::function<void(Quantizer&)>>;
+
+}  // namespace
+
+TEST_CASE("quantizer_states") {
+  const std::vector<Action> actions = {
+      {"observe", [](Quantizer& q) { q.observe(); }}, {"finish", [](Quantizer& q) { q.finish_observing(); }}, {"abandon", [](Quantizer& q) { q.abandon(); }},
+      {"freeze", [](Quantizer& q) { q.freeze(); }},   {"learn", [](Quantizer& q) { q.learn(); }},             {"disable", [](Quantizer& q) { q.disable(); }},
+      {"enable", [](Quantizer& q) { q.enable(); }},   {"set_ranges", [](Quantizer& q) { q.set_ranges({{-1.0, 1.0}}); }}};
+  // State reached by preparation -> what each action leads to; "-" is an error.
+  struct Row {
+    const char* from;
+    std::function<void(Quantizer&)> prepare;
+    std::map<std::string, std::string> to;
+  };
+  const std::vector<Row> table = {
+      {"fresh", [](Quantizer&) {}, {{"observe", "observing"}, {"finish", "-"}, {"abandon", "-"}, {"freeze", "-"}, {"learn", "-"}, {"disable", "off"}, {"enable", "-"}, {"set_ranges", "frozen"}}},
+      {"observing, no data", [](Quantizer& q) { q.observe(); },
+       {{"observe", "-"}, {"finish", "off"}, {"abandon", "off"}, {"freeze", "-"}, {"learn", "-"}, {"disable", "-"}, {"enable", "-"}, {"set_ranges", "-"}}},
+      {"observing, data", [](Quantizer& q) { q.observe(), feed(q, -1, 1); },
+       {{"observe", "-"}, {"finish", "learning"}, {"abandon", "off"}, {"freeze", "-"}, {"learn", "-"}, {"disable", "-"}, {"enable", "-"}, {"set_ranges", "-"}}},
+      {"learning", [](Quantizer& q) { calibrate(q); },
+       {{"observe", "observing"}, {"finish", "-"}, {"abandon", "-"}, {"freeze", "frozen"}, {"learn", "learning"}, {"disable", "off"}, {"enable", "-"}, {"set_ranges", "learning"}}},
+      {"frozen", [](Quantizer& q) { calibrate(q), q.freeze(); },
+       {{"observe", "observing"}, {"finish", "-"}, {"abandon", "-"}, {"freeze", "frozen"}, {"learn", "learning"}, {"disable", "off"}, {"enable", "-"}, {"set_ranges", "frozen"}}},
+      {"disabled", [](Quantizer& q) { calibrate(q), q.disable(); },
+       {{"observe", "observing"}, {"finish", "-"}, {"abandon", "-"}, {"freeze", "-"}, {"learn", "-"}, {"disable", "off"}, {"enable", "frozen"}, {"set_ranges", "frozen"}}},
+  };
+  for (const Row& row : table) {
+    for (const Action& a : actions) {
+      INFO(row.from << " -> " << a.first);
+      Quantizer q("layer.relu", spec_of());
+      row.prepare(q);
+      const QuantizerState before = q.state();
+      const std::string error = message_of([&] { a.second(q); }), &wanted = row.to.at(a.first);
+      if (wanted == "-") {
+        CHECK_MENTIONS(error, "\"layer.relu\"");
+        CHECK_MENTIONS(error, std::string(to_string(before)));
+        CHECK(q.state() == before);
+      } else {
+        CHECK(error == "");
+        CHECK(to_string(q.state()) == wanted);
+      }
+    }
+  }
+  Quantizer post("a", spec_of(Scheme::tf));
+  calibrate(post);
+  CHECK(post.state() == QuantizerState::frozen);
+  QuantizerSpec weight = spec_of();
+  weight.parameter = true;
+  Quantizer w("conv.weight", weight);
+  CHECK_MENTIONS(message_of([&] { w.observe(); }), "conv.weight");
+  CHECK_MENTIONS(message_of([&] { post.encode(Tensor::zeros(Shape{2})); }), "\"a\"");
+  CHECK_MENTIONS(message_of([&] { w.grids(); }), "conv.weight");
+}
+
+TEST_CASE("quantizer_off_and_observing_change_nothing") {
+  Quantizer q("v", spec_of());
+  const Tensor x = random_tensor({100}, 1);
+  CHECK(q.apply({}, Var(x)).dense().shares_buffer(x));
+  q.observe();
+  CHECK(q.apply({}, Var(x)).dense().shares_buffer(x));
+  q.finish_observing();
+  CHECK_FALSE(same_bits(q.apply({}, Var(x)).dense(), x));
+}
+
+TEST_CASE("weights_on_a_symmetric_grid_keep_it") {
+  Rng rng(6);
+  for (const int bits : {2, 4, 8}) {
+    for (const bool strict : {false, true}) {
+      for (int trial = 0; trial < 100; ++trial) {
+        QuantizerSpec s = spec_of(trial % 2 ? Scheme::range_learning_tf_enhanced : Scheme::range_learning_tf);
+        s.parameter = true;
+        s.grid = {.bits = bits, .symmetric = true, .strict = strict};
+        const int qmax = (1 << (bits - 1)) - 1, qmin = strict ? -qmax : -qmax - 1;
+        const Grid grid{std::exp(20.0f * rng.uniform() - 10.0f), 0, qmin, qmax};
+        std::vector<float> w;
+        for (int i = 0; i < 60; ++i) w.push_back(dequantize(static_cast<int32_t>(qmin + rng.below(qmax - qmin + 1)), grid));
+        w.push_back(dequantize(trial % 3 ? qmax : qmin, grid));
+        w.push_back(dequantize(1, grid));
+        const Tensor value = Tensor::from<float>(Shape{static_cast<int64_t>(w.size())}, w);
+        Quantizer q("w", s);
+        q.encode(value);
+        INFO("bits " << bits << " strict " << strict << " scale " << grid.scale << " found " << q.grids()[0].scale);
+        CHECK(q.grids()[0] == grid);
+        CHECK(same_bits(q.apply({}, Var(value)).dense(), Tensor::from<float>(value.shape(), w)));
+      }
+    }
+  }
+}
+
+TEST_CASE("weights_on_no_grid_get_min_and_max") {
+  QuantizerSpec s = spec_of();
+  s.parameter = true;
+  s.grid.symmetric = true;
+  Quantizer q("w", s);
+  const Tensor w = random_tensor({1000}, 3);
+  q.encode(w);
+  float largest = 0.0f;
+  for (const float v : w.to_vector<float>()) largest = std::max(largest, std::abs(v));
+  CHECK(q.grids()[0].scale == doctest::Approx(static_cast<double>(largest) / 127.0));
+  s.channel_axis = 0;
+  Quantizer each("w", s);
+  std::vector<float> rows = random_tensor({33}, 4, 0.1f).to_vector<float>();
+  for (size_t c = 0; c < 3; ++c) rows[11 * c + 4] = -0.5f * static_cast<float>(c + 1);
+  each.encode(Tensor::from<float>(Shape{3, 11}, rows));
+  REQUIRE(each.grids().size() == 3);
+  for (int c = 0; c < 3; ++c) CHECK(each.grids()[static_cast<size_t>(c)].scale == doctest::Approx(0.5 * (c + 1) / 127.0));
+}
+
+TEST_CASE("no_gradient_breaks_a_quantizer") {
+  for (const RangeRule rule : {RangeRule::gated, RangeRule::lsq, RangeRule::aimet}) {
+    for (const bool symmetric : {false, true}) {
+      for (const bool behind_relu : {false, true}) {
+        if (symmetric && behind_relu) continue;
+        INFO(to_string(rule) << " symmetric " << symmetric << " relu " << behind_relu);
+        QuantizerSpec s = spec_of();
+        s.rule = rule;
+        s.grid.symmetric = symmetric;
+        if (behind_relu) s.min_bound = 0.0;
+        Quantizer q("layer", s);
+        calibrate(q, behind_relu ? 0.0f : -1.0f, 2.0f);
+        const Bounds b = bounds_of(q);
+        REQUIRE(b.min);
+        nn::Sgd sgd({.learning_rate = 1.0f, .momentum = 0.0f});
+        Rng rng(17);
+        int bad = 0, negative_min = 0, jumps = 0;
+        Range before = q.ranges()[0];
+        for (int step = 0; step < 10000; ++step) {
+          const auto draw = [&] {
+            const float magnitude = std::pow(10.0f, rng.uniform(-12.0f, 37.0f));
+            return (rng.below(20) == 0 ? INFINITY : magnitude) * (rng.below(2) ? 1.0f : -1.0f);
+          };
+          sgd.learning_rate = std::pow(10.0f, rng.uniform(-8.0f, 8.0f));
+          b.min->grad = Tensor::from(Shape{1}, {draw()});
+          b.max->grad = Tensor::from(Shape{1}, {draw()});
+          sgd.step(std::vector<nn::Parameter*>{b.min, b.max});
+          const Grid g = q.grids()[0];
+          const Range now = q.ranges()[0];
+          bad += !is_valid(g) || g.qmax - g.qmin > 255 || !(now.min <= 0.0) || !(now.max >= 0.0) || !(now.max > now.min) || !std::isfinite(dequantize(g.qmax, g)) ||
+                 !std::isfinite(dequantize(g.qmin, g));
+          negative_min += now.min < 0.0 || q.apply({}, Var(Tensor::from(Shape{1}, {-1.0f}))).dense().item() < 0.0f;
+          // Half the width a step, and rounding; below the smallest width the range is set anew.
+          const double half = 0.5 * (before.max - before.min);
+          if (rule != RangeRule::aimet && now.max - now.min > 0.01) jumps += now.max > before.max + 1.001 * half + 1e-6 || now.min < before.min - 1.001 * half - (symmetric ? half : 0.0) - 1e-6;
+          before = now;
+        }
+        CHECK(bad == 0);
+        CHECK(jumps == 0);
+        if (behind_relu && rule != RangeRule::aimet) CHECK(negative_min == 0);
+        CHECK(b.min->value.item() == static_cast<float>(q.ranges()[0].min));
+      }
+    }
+  }
+}
+
+TEST_CASE("clip_bounds_hold") {
+  QuantizerSpec s = spec_of();
+  s.min_bound = 0.0;
+  s.max_bound = 6.0;
+  Quantizer q("relu6", s);
+  calibrate(q, -3.0f, 40.0f);
+  CHECK(q.ranges()[0].min == 0.0);
+  CHECK(q.ranges()[0].max == doctest::Approx(6.0));
+  const Bounds b = bounds_of(q);
+  b.max->value.fill(100.0f);
+  b.min->value.fill(-100.0f);
+  CHECK(q.grids()[0].zero_point == 0);
+  CHECK(q.ranges()[0].max <= 6.0 + 1e-6);
+  b.max->value.fill(5.0f);
+  q.grids();
+  CHECK(q.ranges()[0].max == doctest::Approx(5.0));
+}
+
+TEST_CASE("nan_stops_with_the_quantizers_name") {
+  for (const RangeRule rule : {RangeRule::gated, RangeRule::lsq, RangeRule::aimet}) {
+    QuantizerSpec s = spec_of();
+    s.rule = rule;
+    Quantizer q("layer3.add", s);
+    calibrate(q);
+    bounds_of(q).max->value.fill(NAN);
+    CHECK_MENTIONS(message_of([&] { q.apply({}, Var(Tensor::zeros(Shape{3}))); }), "\"layer3.add\"");
+  }
+  Quantizer q("layer3.add", spec_of());
+  q.observe();
+  CHECK_MENTIONS(message_of([&] { q.apply({}, Var(Tensor::from(Shape{2}, {0.0f, NAN}))); }), "\"layer3.add\"");
+  QuantizerSpec s = spec_of();
+  s.parameter = true;
+  Quantizer w("conv.weight", s);
+  CHECK_MENTIONS(message_of([&] { w.encode(Tensor::from(Shape{2}, {0.0f, NAN})); }), "\"conv.weight\"");
+}
+
+TEST_CASE("quantizer_bytes_bring_back_the_state") {
+  Quantizer a("v", spec_of()), b("v", spec_of());
+  calibrate(a, -0.7f, 1.3f);
+  bounds_of(a).max->value.fill(1.1f);
+  a.grids();
+  b.restore(a.save());
+  CHECK(b.state() == QuantizerState::learning);
+  CHECK(b.grids() == a.grids());
+  CHECK(b.save() == a.save());
+  const std::string bytes = a.save();
+  for (size_t n = 0; n < bytes.size(); ++n) {
+    Quantizer c("v", spec_of());
+    CHECK_MESSAGE(!message_of([&] { c.restore(std::string_view(bytes).substr(0, n)); }).empty(), n << " bytes");
+    CHECK_FALSE(c.calibrated());
+  }
+  CHECK_FALSE(message_of([&] { b.restore(bytes + "x"); }).empty());
+}

@@ -1,0 +1,165 @@
+// QuantSim: calibration, freezing, encodings out and in.
+#include "detent/io/encodings.h"
+#include "detent/nn/passes/fold_batch_norm.h"
+#include "detent/quant/quantsim.h"
+#include "detent/tests/nn/support.h"
+
+using namespace detent;
+using namespace detent::nn;
+using namespace detent::quant;
+using namespace detent::test;
+
+namespace {
+
+Graph folded_network(uint64_t seed = 1) {
+  Graph g = small_network();
+  randomize(g, seed);
+  fold_batch_norms(g);
+  return g;
+}
+
+const Tensor& images() {
+  static const Tensor x = random_tensor({4, 8, 8, 3}, 5);
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("calibration_errors") {
+  Graph g = folded_network();
+  QuantSim sim(g);
+  CHECK_MENTIONS(message_of([&] { sim.compute_encodings([] {}); }), "calibration");
+  for (const Placement& p : sim.placements()) CHECK((p.parameter || p.quantizer->state() == QuantizerState::off));
+  Tensor bad = images().clone();
+  bad.data<float>()[7] = NAN;
+  CHECK_MENTIONS(message_of([&] { sim.compute_encodings([&] { g(bad); }); }), "\"input\"");
+  static_cast<Conv2d&>(*g.find("conv2")->module).bias.value.data<float>()[1] = NAN;
+  CHECK_MENTIONS(message_of([&] { sim.compute_encodings([&] { g(images()); }); }), "\"conv2\"");
+  static_cast<Conv2d&>(*g.find("conv2")->module).bias.value.data<float>()[1] = 0.0f;
+  static_cast<Conv2d&>(*g.find("conv1")->module).weight.value.data<float>()[1] = NAN;
+  CHECK_MENTIONS(message_of([&] { sim.compute_encodings([&] { g(images()); }); }), "\"conv1.weight\"");
+  static_cast<Conv2d&>(*g.find("conv1")->module).weight.value.data<float>()[1] = 0.0f;
+  // An error of the callback's own leaves nothing observing; the next calibration works.
+  CHECK_THROWS_AS(sim.compute_encodings([&] { g(images()), throw std::runtime_error("disk"); }), std::runtime_error);
+  for (const Placement& p : sim.placements()) CHECK(p.quantizer->state() != QuantizerState::observing);
+  CHECK(message_of([&] { sim.compute_encodings([&] { g(images()); }); }).empty());
+}
+
+TEST_CASE("calibration_sees_quantized_weights_and_float_activations") {
+  Graph g = folded_network(), reference = folded_network();
+  QuantSim sim(g, {.scheme = Scheme::tf, .param_bits = 3});
+  Tensor seen;
+  sim.compute_encodings([&] { seen = g(images()).dense(); });
+  for (const char* name : {"conv1", "conv2"}) {
+    auto& conv = static_cast<Conv2d&>(*reference.find(name)->module);
+    conv.weight.value = sim.find(std::string(name) + ".weight")->apply({}, Var(conv.weight.value)).dense().clone();
+  }
+  auto& fc = static_cast<Dense&>(*reference.find("fc")->module);
+  fc.weight.value = sim.find("fc.weight")->apply({}, Var(fc.weight.value)).dense().clone();
+  CHECK(same_bits(seen, infer(reference, images())));
+  CHECK_FALSE(same_bits(seen, infer(g, images())));
+  // Min and max of what was seen.
+  Tensor scores = seen;
+  float lo = 0.0f, hi = 0.0f;
+  for (const float v : scores.to_vector<float>()) lo = std::min(lo, v), hi = std::max(hi, v);
+  const Range r = sim.find("fc")->ranges()[0];
+  CHECK(r.max - r.min == doctest::Approx(static_cast<double>(hi - lo)).epsilon(1e-5));
+}
+
+TEST_CASE("calibration_lists_what_it_never_reached") {
+  Graph g;
+  const Value a = g.input("a", {4}), b = g.input("b", {4});
+  const Value unread = g.add<Dense>("unread", {b}, Dense::Options{.in = 4, .out = 2});
+  static_cast<void>(unread);
+  g.output(g.add<Dense>("read", {a}, Dense::Options{.in = 4, .out = 2}));
+  initialize(g, {});
+  QuantSim sim(g);
+  const Var in[] = {Var(random_tensor({2, 4}, 1)), Var(random_tensor({2, 4}, 2))};
+  sim.compute_encodings([&] { g.forward({}, in); });
+  CHECK(sim.unseen() == std::vector<std::string>{"unread"});
+  CHECK(sim.find("unread")->state() == QuantizerState::off);
+  CHECK(sim.encodings().find("unread") == nullptr);
+}
+
+TEST_CASE("own_encodings_read_back_to_the_same_bits") {
+  for (const char* shipped : {"tensorflow_default", "per_channel_default", "integer"}) {
+    for (const std::string& version : io::encodings_versions()) {
+      INFO(shipped << " " << version);
+      Graph g = folded_network();
+      QuantSim sim(g, {.scheme = Scheme::range_learning_tf, .config = default_config(shipped)});
+      sim.compute_encodings([&] { g(images()); });
+      Sgd sgd({.learning_rate = 0.01f});
+      Trainer trainer(g, sgd, {.base = 0.01f});
+      for (int i = 0; i < 3; ++i) trainer.step(images(), class_labels(4, 4));
+      const Tensor before = infer(g, images());
+      const EncodingMap read = io::read_encodings(io::write_encodings(sim.encodings(), version), "test");
+      sim.compute_encodings([&] { g(random_tensor({2, 8, 8, 3}, 77, 3.0f)); });
+      CHECK_FALSE(same_bits(infer(g, images()), before));
+      sim.load_encodings(read);
+      CHECK(same_bits(infer(g, images()), before));
+      for (const Placement& p : sim.placements()) CHECK(p.quantizer->state() == QuantizerState::frozen);
+    }
+  }
+}
+
+TEST_CASE("load_encodings_strict_and_partial") {
+  Graph g = folded_network();
+  QuantSim sim(g, {.scheme = Scheme::tf});
+  sim.compute_encodings([&] { g(images()); });
+  const EncodingMap own = sim.encodings();
+  const std::vector<Grid> conv1 = sim.find("conv1.weight")->grids();
+
+  EncodingMap other = own;
+  other.activations[0].name = "elsewhere";
+  other.params[0].grids[0].scale *= 2.0f;
+  const std::string m = message_of([&] { sim.load_encodings(other); });
+  CHECK_MENTIONS(m, "elsewhere: no such quantizer");
+  CHECK_MENTIONS(m, own.activations[0].name + ": no entry");
+  CHECK(sim.find("conv1.weight")->grids() == conv1);  // nothing was changed
+  sim.load_encodings(other, QuantSim::Load::partial);
+  CHECK(sim.find(other.params[0].name)->grids() == other.params[0].grids);
+
+  EncodingMap narrow = own;
+  narrow.params[0].bits = 4;
+  CHECK_MENTIONS(message_of([&] { sim.load_encodings(narrow); }), "4 bits");
+  EncodingMap channels = own;
+  channels.params[0].grids.assign(8, channels.params[0].grids[0]);
+  CHECK_MENTIONS(message_of([&] { sim.load_encodings(channels, QuantSim::Load::partial); }), "8 grids");
+
+  Graph resnet = models::resnet20_cifar10({.classes = 10, .image_size = 16});
+  QuantSim big(resnet);
+  CHECK_MENTIONS(message_of([&] { big.load_encodings(own); }), "another network");
+}
+
+TEST_CASE("freeze_learn_disable_enable") {
+  Graph g = folded_network();
+  const Tensor plain = infer(g, images());
+  QuantSim sim(g, {.scheme = Scheme::range_learning_tf, .param_bits = 4, .output_bits = 4});
+  sim.compute_encodings([&] { g(images()); });
+  const Tensor quantized = infer(g, images());
+  const size_t learned = g.parameters().size();
+  sim.freeze();
+  CHECK(g.parameters().size() == 6);  // three layers' weights and biases
+  CHECK(learned == 6 + 2 * sim.placements().size());
+  CHECK(same_bits(infer(g, images()), quantized));
+  sim.learn();
+  CHECK(g.parameters().size() == learned);
+  sim.disable();
+  CHECK(same_bits(infer(g, images()), plain));
+  CHECK_FALSE(message_of([&] { sim.disable(); }).empty());
+  sim.enable();
+  CHECK(same_bits(infer(g, images()), quantized));
+  CHECK(g.parameters().size() == learned);
+  CHECK_FALSE(message_of([&] { sim.enable(); }).empty());
+}
+
+TEST_CASE("the_table_has_a_line_per_quantizer") {
+  Graph g = folded_network();
+  QuantSim sim(g);
+  const auto lines = [](const std::string& t) { return static_cast<size_t>(std::count(t.begin(), t.end(), '\n')); };
+  CHECK(lines(sim.table()) == sim.placements().size() + 1);
+  sim.compute_encodings([&] { g(images()); });
+  const std::string t = sim.table();
+  CHECK(lines(t) == sim.placements().size() + 1);
+  for (const char* part : {"relu1", "conv1.weight", "conv2,add", "learning", "-128..127", "0..255"}) CHECK_MENTIONS(t, part);
+}
