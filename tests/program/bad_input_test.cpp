@@ -133,7 +133,7 @@ TEST_CASE("bad_data") {
       {"labels below the classes", {"--label-offset", "9"}, {"label"}},
   };
   const auto row = [&](const char* what, const std::string& name, const std::string& train, std::vector<std::string> mentions) {
-    mentions.push_back(name + "/train-0");
+    mentions.push_back(mentions.empty() ? name : name + "/train-0");
     rows.push_back({what, {"--data", data_folder(w, name, train)}, mentions});
   };
   row("truncated record", "cut", twice(whole.substr(0, whole.size() - 100)), {second});
