@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 
@@ -27,8 +28,21 @@ namespace {
 struct Header {
   int64_t height = 0, width = 0;
   int components = 0;
+  bool tables_fit = true;  // no Huffman table of more than 256 codes: stb_image writes them behind its array
   bool has_end = false;  // an end marker behind the first scan: stb_image takes a cut file for a dark one
 };
+
+// The tables of a DHT segment whose content is b[at, end).
+bool huffman_tables_fit(std::span<const uint8_t> b, size_t at, size_t end) {
+  end = std::min(end, b.size());
+  while (at + 17 <= end) {
+    size_t codes = 0;
+    for (size_t i = 1; i <= 16; ++i) codes += b[at + i];
+    if (codes > 256) return false;
+    at += 17 + codes;
+  }
+  return true;
+}
 
 Header scan_markers(std::span<const uint8_t> b) {
   Header h;
@@ -47,10 +61,15 @@ Header scan_markers(std::span<const uint8_t> b) {
       h.width = b[at + 7] << 8 | b[at + 8];
       h.components = b[at + 9];
     }
+    if (marker == 0xc4) h.tables_fit = h.tables_fit && huffman_tables_fit(b, at + 4, at + 2 + length);
     at += 2 + length;
     if (marker == 0xda) break;
   }
-  for (; at + 2 <= b.size(); ++at) h.has_end |= b[at] == 0xff && b[at + 1] == 0xd9;
+  // Behind the first scan a marker cannot be mistaken for data: later scans bring tables of their own.
+  for (; at + 2 <= b.size(); ++at) {
+    h.has_end |= b[at] == 0xff && b[at + 1] == 0xd9;
+    if (b[at] == 0xff && b[at + 1] == 0xc4) h.tables_fit = h.tables_fit && (at + 4 > b.size() || huffman_tables_fit(b, at + 4, at + 2 + (static_cast<size_t>(b[at + 2]) << 8 | b[at + 3])));
+  }
   return h;
 }
 
@@ -70,6 +89,7 @@ void decode_with_stb(std::span<const uint8_t> jpeg, std::string_view where, Imag
   }
   check_jpeg_size(h.height, h.width, jpeg.size(), where);
   if (!h.has_end) fail_record(where, ": the JPEG image cannot be decoded: Premature end of JPEG file");
+  if (!h.tables_fit) fail_record(where, ": the JPEG image cannot be decoded: a Huffman table of more than 256 codes");
   int width = 0, height = 0, components = 0;
   const std::unique_ptr<stbi_uc, Free> rgb(stbi_load_from_memory(jpeg.data(), static_cast<int>(jpeg.size()), &width, &height, &components, 3));
   if (!rgb) fail_record(where, ": the JPEG image cannot be decoded: ", stbi_failure_reason() ? stbi_failure_reason() : "no reason given");
