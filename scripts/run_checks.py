@@ -173,10 +173,15 @@ def threaded_cases(program):
 
 
 def sanitizers(tally):
+    """The fast suite under ASan and UBSan."""
     build, result = sanitized_build("build-asan", "address,undefined", [])
     tally.command("asan, ubsan: build", lambda: result)
     if result[0]:
         fast_suite(tally, build, "asan", SANITIZER_ENV, multiplier=10)
+
+
+def thread_sanitizer(tally):
+    """The cases that start threads under TSan."""
     binaries = [f"tests/{p.name}" for p in sorted((BUILD / "tests").glob("test_*")) if p.is_file() and threaded_cases(p)]
     build, result = sanitized_build("build-tsan", "thread", binaries)
     tally.command("tsan: build", lambda: result)
@@ -188,7 +193,8 @@ def sanitizers(tally):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sanitizers", action="store_true")
+    parser.add_argument("--sanitizers", action="store_true", help="the fast suite again under ASan and UBSan, and the library as a subproject")
+    parser.add_argument("--thread-sanitizer", action="store_true", help="the threaded cases under TSan")
     options = parser.parse_args()
     tally = Tally()
     fast_suite(tally, BUILD, "test")
@@ -205,6 +211,8 @@ def main():
     if options.sanitizers:
         tally.command("embed: Meson, subproject", subproject)
         sanitizers(tally)
+    if options.thread_sanitizer:
+        thread_sanitizer(tally)
     print(f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped")
     return 1 if tally.failed else 0
 
