@@ -122,8 +122,20 @@ Json entry_200(const Encoding& e) {
   return j;
 }
 
-std::string write_maps(const EncodingMap& map) {
+// What 0.6.1 and 1.0.0 share around their sections.
+template <class Section>
+std::string document(const EncodingMap& map, const char* version, const Section& section) {
   Json j;
+  j["activation_encodings"] = section(map.activations);
+  j["excluded_layers"] = map.excluded_layers;
+  j["param_encodings"] = section(map.params);
+  j["producer"] = producer();
+  j["quantizer_args"] = quantizer_args(map.args);
+  j["version"] = version;
+  return j.dump(4) + "\n";
+}
+
+std::string write_maps(const EncodingMap& map) {
   const auto section = [](const std::vector<Encoding>& list) {
     Json s = Json::object();
     for (const Encoding& e : list) {
@@ -132,29 +144,16 @@ std::string write_maps(const EncodingMap& map) {
     }
     return s;
   };
-  j["activation_encodings"] = section(map.activations);
-  j["excluded_layers"] = map.excluded_layers;
-  j["param_encodings"] = section(map.params);
-  j["producer"] = producer();
-  j["quantizer_args"] = quantizer_args(map.args);
-  j["version"] = "0.6.1";
-  return j.dump(4) + "\n";
+  return document(map, "0.6.1", section);
 }
 
 std::string write_lists(const EncodingMap& map) {
-  Json j;
   const auto section = [](const std::vector<Encoding>& list) {
     Json s = Json::array();
     for (const Encoding& e : list) s.push_back(entry_100(e));
     return s;
   };
-  j["activation_encodings"] = section(map.activations);
-  j["excluded_layers"] = map.excluded_layers;
-  j["param_encodings"] = section(map.params);
-  j["producer"] = producer();
-  j["quantizer_args"] = quantizer_args(map.args);
-  j["version"] = "1.0.0";
-  return j.dump(4) + "\n";
+  return document(map, "1.0.0", section);
 }
 
 std::string write_flat(const EncodingMap& map) {
