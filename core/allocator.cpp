@@ -76,7 +76,7 @@ void* CachingAllocator::allocate(size_t bytes) {
       m.trim_locked();
       p = m.raw->acquire(size);
     }
-    DETENT_CHECK(p, "out of memory: ", size, " bytes asked, ", m.stats.live_bytes, " in use; use a smaller batch");
+    DETENT_CHECK(p, "out of memory", m.raw->state(), ": ", size, " bytes asked, ", m.stats.live_bytes, " in use; use a smaller batch");
     ++m.stats.raw_allocations;
   }
   m.stats.live_bytes += static_cast<int64_t>(size);

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 namespace detent {
 
@@ -13,6 +14,8 @@ struct RawMemory {
   virtual ~RawMemory() = default;
   virtual void* acquire(size_t bytes) = 0;
   virtual void release(void* p, size_t bytes) = 0;
+  /// For the message when memory runs out: "" or as " on cuda:0, where 5 of 80 bytes are free".
+  virtual std::string state() { return {}; }
 };
 
 struct AllocStats {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <string>
 
 #include "detent/core/allocator.h"
 #include "detent/core/device.h"
@@ -358,6 +359,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual CachingAllocator& allocator() = 0;
+  /// Also makes the device the calling thread's current one: use the table at once, not after that of another device.
   virtual const Kernels& kernels() const = 0;
   virtual void copy(void* dst, Device dst_device, const void* src, Device src_device, size_t bytes) = 0;
   virtual void zero(void* dst, size_t bytes) = 0;
@@ -371,7 +373,7 @@ class Backend {
 /// The backend of a device; throws Error when it is not built in or the device does not exist.
 Backend& backend(Device device);
 
-/// True when backend(device) would succeed.
-bool device_available(Device device);
+/// True when backend(device) would succeed; otherwise *why (when not null) is what its Error would say.
+bool device_available(Device device, std::string* why = nullptr);
 
 }  // namespace detent

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 namespace detent {
 
@@ -15,5 +16,8 @@ struct Device {
 
 /// "cpu" or "cuda:0".
 std::string to_string(Device device);
+
+/// "cpu", "cuda", "cuda:1", or "auto": the first GPU when there is one that works, else the cpu. Throws Error for another name, or a GPU that cannot be used.
+Device device_named(std::string_view name);
 
 }  // namespace detent

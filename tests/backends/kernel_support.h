@@ -14,7 +14,8 @@
 
 namespace detent::test {
 
-inline const Kernels& kernels() { return backend(Device{}).kernels(); }
+/// The table under test; each program that links the cases has its own.
+const Kernels& kernels();
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();

@@ -1,0 +1,179 @@
+// How a CUDA kernel is written here. A kernel source is C++ that nvcc compiles for the GPU and the host compiler compiles again for the tests, where the same
+// bodies run as plain loops (namespace detent::cuda_host): no kernel is without a test for want of a GPU. No file but module.cpp and the tensor-core and cuBLAS
+// parts of conv_* and gemm* may use CUDA syntax or headers outside `#if defined(__CUDACC__)`.
+//
+//   elements("fill", n, Fill{y, value});      body(i) for i in [0,n), each element by itself: struct Fill { float* y; float value; DETENT_HD void operator()(int64_t i) const; };
+//   blocks<Sum>(name, count, Sum{...});       one block of Sum::kThreads threads for each index, with Sum::Shared memory; the body is a sequence of phases,
+//                                             and a barrier stands behind each:
+//     struct Sum { static constexpr int kThreads = 256; struct Shared { float part[256]; }; ...
+//       template <class B> DETENT_HD void operator()(B& block, Shared& shared) const {
+//         PerThread<B, float> mine;                                 // lives across phases
+//         block.threads([&](int t) { mine[t] = ...; shared.part[t] = ...; });
+//         block.threads([&](int t) { if (t == 0) ... }); } };
+//
+// Everything runs on one stream per device, in order. Scratch<T> is memory for the length of a call: blocks of the device's caching allocator, which are reused
+// in stream order. Determinism: cut work by size alone, no float atomics. To add a kernel: a function in kernels.h, its body in a source listed in meson.build,
+// its line in table.cpp; the tests of tests/backends then run it on the host, and on a GPU where there is one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "detent/core/math/hd.h"
+
+#if defined(__CUDACC__)
+#define DETENT_CUDA_NAMESPACE cuda
+#else
+#include <cstdlib>
+#include <memory>
+#include <new>
+#define DETENT_CUDA_NAMESPACE cuda_host
+#endif
+
+namespace detent::DETENT_CUDA_NAMESPACE {
+
+/// Memory of the current device until the end of the scope (of the host in the host build). Throws Error when there is none.
+void* allocate_scratch(size_t bytes);
+void release_scratch(void* p, size_t bytes) noexcept;
+
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n) : bytes_(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T)), p_(static_cast<T*>(allocate_scratch(bytes_))) {}
+  ~Scratch() { release_scratch(p_, bytes_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() const { return p_; }
+
+ private:
+  size_t bytes_;
+  T* p_;
+};
+
+/// A copy of host values where kernels can read it, until the end of the scope. The host values may change as soon as the constructor returns.
+void upload_bytes(void* device, const void* host, size_t bytes);
+template <class T>
+class Uploaded {
+ public:
+  Uploaded(const T* host, int64_t n) : memory_(n) { upload_bytes(memory_.get(), host, static_cast<size_t>(n) * sizeof(T)); }
+  const T* get() const { return memory_.get(); }
+
+ private:
+  Scratch<T> memory_;
+};
+
+/// Waits for the stream and copies to the host. For the few kernels that return a number.
+void download_bytes(void* host, const void* device, size_t bytes);
+
+/// Plain old memory on the device: kernels write it first.
+template <class T>
+struct alignas(sizeof(T) * 4) Four {
+  T v[4];
+};
+
+inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+constexpr int kElementThreads = 256;
+constexpr int64_t kMaxBlocks = 1 << 20;
+
+/// Blocks of a launch over n independent elements; bodies loop when there are more.
+constexpr int64_t element_blocks(int64_t n) {
+  const int64_t blocks = (n + kElementThreads - 1) / kElementThreads;
+  return blocks < kMaxBlocks ? blocks : kMaxBlocks;
+}
+
+#if defined(__CUDACC__)
+
+/// The current device's stream. Declared as void* so that this header needs no CUDA header.
+void* current_stream();
+/// Looks for an error of the launch just made; it is reported by the next synchronous call of the backend.
+void check_launch(const char* name) noexcept;
+
+/// Value of one thread that lives across phases.
+template <class Block, class T>
+struct PerThread {
+  T value;
+  __device__ __forceinline__ T& operator[](int) { return value; }
+};
+
+struct DeviceBlock {
+  int64_t index;
+  template <class Fn>
+  __device__ __forceinline__ void threads(Fn&& fn) const {
+    fn(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+};
+
+template <class Body>
+__global__ void __launch_bounds__(kElementThreads) element_kernel(int64_t n, Body body) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kElementThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kElementThreads + threadIdx.x; i < n; i += step) body(i);
+}
+
+template <class Body>
+__global__ void __launch_bounds__(Body::kThreads) block_kernel(int64_t count, Body body) {
+  __shared__ typename Body::Shared shared;
+  for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+    DeviceBlock block{i};
+    body(block, shared);
+  }
+}
+
+template <class Body>
+void elements(const char* name, int64_t n, const Body& body) {
+  if (n <= 0) return;
+  element_kernel<<<static_cast<unsigned>(element_blocks(n)), kElementThreads, 0, static_cast<cudaStream_t>(current_stream())>>>(n, body);
+  check_launch(name);
+}
+
+template <class Body>
+void blocks(const char* name, int64_t count, const Body& body) {
+  if (count <= 0) return;
+  const int64_t grid = count < kMaxBlocks ? count : kMaxBlocks;
+  block_kernel<<<static_cast<unsigned>(grid), Body::kThreads, 0, static_cast<cudaStream_t>(current_stream())>>>(count, body);
+  check_launch(name);
+}
+
+#else
+
+template <class Block, class T>
+struct PerThread {
+  T value[Block::kThreads];
+  T& operator[](int t) { return value[t]; }
+};
+
+template <int Threads>
+struct HostBlock {
+  static constexpr int kThreads = Threads;
+  int64_t index;
+  template <class Fn>
+  void threads(Fn&& fn) const {
+    for (int t = 0; t < Threads; ++t) fn(t);
+  }
+};
+
+template <class Body>
+void elements(const char*, int64_t n, const Body& body) {
+  for (int64_t i = 0; i < n; ++i) body(i);
+}
+
+// Memory is filled with a pattern before each block: nothing is inherited from the one before.
+template <class Body>
+void blocks(const char*, int64_t count, const Body& body) {
+  using Shared = typename Body::Shared;
+  static_assert(sizeof(Shared) <= 48 * 1024, "a block has 48 KB of shared memory");
+  static_assert(std::is_trivially_default_constructible_v<Shared> && std::is_trivially_copyable_v<Body>);
+  const auto shared = std::make_unique<Shared>();
+  for (int64_t i = 0; i < count; ++i) {
+    auto* bytes = reinterpret_cast<unsigned char*>(shared.get());
+    for (size_t b = 0; b < sizeof(Shared); ++b) bytes[b] = 0xA5;
+    HostBlock<Body::kThreads> block{i};
+    body(block, *shared);
+  }
+}
+
+#endif
+
+}  // namespace detent::DETENT_CUDA_NAMESPACE

@@ -1,0 +1,46 @@
+#include "detent/backends/cuda/kernels.h"
+
+namespace detent::DETENT_CUDA_NAMESPACE {
+
+const Kernels& table() {
+  static constexpr Kernels kTable = {
+      .name = "cuda",
+      .fill = fill,
+      .accumulate = accumulate,
+      .scale = scale,
+      .count_nonfinite = count_nonfinite,
+      .conv2d = nullptr,
+      .conv2d_backward_data = nullptr,
+      .conv2d_backward_filter = nullptr,
+      .gemm = nullptr,
+      .pointwise = pointwise,
+      .pointwise_backward = pointwise_backward,
+      .binary = nullptr,
+      .strided_copy = nullptr,
+      .reduce_sum = nullptr,
+      .max_pool = nullptr,
+      .max_pool_backward = nullptr,
+      .average_pool = nullptr,
+      .average_pool_backward = nullptr,
+      .batch_norm_stats = nullptr,
+      .batch_norm = nullptr,
+      .batch_norm_backward = nullptr,
+      .fake_quant = nullptr,
+      .dequantize = nullptr,
+      .fake_quant_backward = nullptr,
+      .add = nullptr,
+      .quantized_backward = nullptr,
+      .min_max = nullptr,
+      .histogram_acc = nullptr,
+      .resize = nullptr,
+      .resize_backward = nullptr,
+      .softmax = nullptr,
+      .softmax_backward = nullptr,
+      .cross_entropy = nullptr,
+      .sgd_step = nullptr,
+      .adam_step = nullptr,
+  };
+  return kTable;
+}
+
+}  // namespace detent::DETENT_CUDA_NAMESPACE

@@ -1,0 +1,32 @@
+// The Backend over a DeviceModule: caching allocator, copies, errors as exceptions. Internal to core/; tests give it a module of their own. Thread-safe as Backend.
+#pragma once
+
+#include <string>
+
+#include "detent/core/backend.h"
+#include "detent/core/device_module.h"
+
+namespace detent {
+
+class DeviceBackend final : public Backend {
+ public:
+  /// Throws Error when the device does not open.
+  DeviceBackend(const DeviceModule& module, Device device);
+
+  CachingAllocator& allocator() override { return allocator_; }
+  const Kernels& kernels() const override;
+  void copy(void* dst, Device dst_device, const void* src, Device src_device, size_t bytes) override;
+  void zero(void* dst, size_t bytes) override;
+  void synchronize() override;
+  const char* description() const override { return description_.c_str(); }
+
+ private:
+  void check(const char* message) const;
+
+  const DeviceModule& module_;
+  Device device_;
+  std::string description_;
+  CachingAllocator allocator_;
+};
+
+}  // namespace detent

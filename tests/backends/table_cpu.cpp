@@ -1,0 +1,3 @@
+#include "kernel_support.h"
+
+const detent::Kernels& detent::test::kernels() { return backend(Device{}).kernels(); }
