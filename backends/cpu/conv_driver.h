@@ -9,6 +9,7 @@
 #include "detent/backends/cpu/conv_isa.h"
 #include "detent/core/allocator.h"
 #include "detent/core/backend.h"
+#include "detent/core/math/conv_gather.h"
 
 namespace detent::cpu {
 
@@ -58,22 +59,6 @@ class Slots {
   std::atomic<uint64_t> free_;
 };
 
-/// A regular set of taps: tap (i, j) of rows x cols reads input position (grid * step + d0 + i * d_step).
-struct Taps {
-  int64_t rows = 1, cols = 1;
-  int64_t dh0 = 0, dh_step = 0, dw0 = 0, dw_step = 0;
-  int64_t count() const { return rows * cols; }
-};
-
-/// Positions of a grid [n, grid_h, grid_w], each a sum over taps of rows of the input [n, in_h, in_w, in_c]; written to a lattice of the output.
-struct Gather {
-  int64_t n = 1, in_h = 1, in_w = 1, in_c = 1;
-  int64_t grid_h = 1, grid_w = 1, step_h = 1, step_w = 1;
-  Taps taps;
-  int64_t out_h = 1, out_w = 1, out_step_h = 1, out_step_w = 1, out_first_h = 0, out_first_w = 0;
-  int64_t pixels() const { return n * grid_h * grid_w; }
-};
-
 /// Where the rows of a Gather are: input row `first_row` (of n * in_h) starts at base; each row holds left + in_w + right pixels.
 struct InputView {
   const float* base = nullptr;
@@ -118,15 +103,6 @@ struct GatherConv {
 void run_gather(const ConvIsa& isa, const GatherConv& c);
 
 TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, int vector);
-
-/// Forward geometry as a gather. With dense rows a pointwise convolution is one long row; codes are staged by rows and stay an image.
-Gather forward_gather(const ConvGeometry& g, bool dense);
-/// Calls fn(Gather, first weight row, step, first weight column, step) for each phase of the strides of backward-data.
-struct Phase {
-  Gather gather;
-  int64_t r0 = 0, r_step = 1, s0 = 0, s_step = 1;
-};
-Phase backward_phase(const ConvGeometry& g, int64_t ph, int64_t pw);
 
 void conv2d(const ConvIsa& isa, const Conv2dArgs& a);
 void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);
