@@ -37,11 +37,20 @@ struct ConvInput {
   Grid grid;
 };
 
+/// The grids that a convolution's weights lie on, when they do: w = dequantize(q), zero point 0, -magnitude <= q < magnitude. A backend may then multiply the integers q
+/// and apply the scales to the sum; magnitude 0: nothing is known.
+struct WeightGrid {
+  const Grid* grids = nullptr;  // in the memory of the kernels' device: [k], or one
+  bool per_channel = false;
+  int32_t magnitude = 0;
+};
+
 struct Conv2dArgs {
   ConvGeometry geometry;
   ConvInput input;
   const float* w = nullptr;
   Epilogue epilogue;
+  WeightGrid w_grid = {};
 };
 
 struct Conv2dBackwardDataArgs {
@@ -49,6 +58,7 @@ struct Conv2dBackwardDataArgs {
   const float* dy = nullptr;
   const float* w = nullptr;
   float* dx = nullptr;
+  WeightGrid w_grid = {};
 };
 
 struct Conv2dBackwardFilterArgs {
@@ -315,6 +325,10 @@ struct AdamArgs {
   bool decoupled = false;
   int64_t step = 1;
 };
+
+/// How convolutions and matrix products of floats multiply; sums are f32 in any case, and integers (codes, WeightGrid) are never rounded. tf32 and bf16 round both
+/// factors to 11 and 8 bits; a backend without them computes in f32.
+enum class Precision : uint8_t { f32, tf32, bf16 };
 
 struct Kernels {
   const char* name;

@@ -1,15 +1,14 @@
-// Convolutions and gemm of every instruction set against sums in double over an explicit list of products (output, input, weight): all three
+// Convolutions and gemm of every engine against sums in double over an explicit list of products (output, input, weight): all three
 // directions read the same list, so none repeats the loops of a kernel.
 #include <algorithm>
 #include <string>
 
-#include "detent/backends/cpu/conv_driver.h"
-#include "detent/backends/cpu/isa.h"
-#include "detent/backends/cpu/kernels.h"
+#include "conv_engines.h"
 #include "detent/core/error.h"
 #include "kernel_support.h"
 
 using namespace detent;
+using test::ConvEngine;
 
 namespace {
 
@@ -100,31 +99,25 @@ struct Sums {
     magnitude[static_cast<size_t>(i)] += std::abs(a * b);
     ++terms[static_cast<size_t>(i)];
   }
-  // First element further from the exact sum than rounding n terms in any order allows, or -1.
-  int64_t first_far(const std::vector<float>& got) const {
+  // First element further from the exact sum than rounding both factors (relatively, by `rounding`) and n terms in any order allows, or -1.
+  int64_t first_far(const std::vector<float>& got, double rounding = 0.0) const {
     if (got.size() != value.size()) return 0;
     for (size_t i = 0; i < got.size(); ++i) {
-      if (!(std::abs(static_cast<double>(got[i]) - value[i]) <= static_cast<double>(terms[i] + 2) * 6e-8 * magnitude[i])) return static_cast<int64_t>(i);
+      const double allowed = static_cast<double>(terms[i] + 2) * 6e-8 + rounding * (2.0 + rounding);
+      if (!(std::abs(static_cast<double>(got[i]) - value[i]) <= allowed * magnitude[i])) return static_cast<int64_t>(i);
     }
     return -1;
   }
 };
 
-struct Isa {
-  const char* name;
-  const cpu::ConvIsa* table;
-};
-
-std::vector<Isa> isas() {
-  std::vector<Isa> v;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) v.push_back({"avx2", cpu::conv_isa_avx2()});
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    v.push_back({"avx512", cpu::conv_isa_avx512()});
-  }
-#endif
-  return v;
+// Runs fill at several thread counts where that matters.
+template <class T, class Fn>
+std::vector<T> run(const ConvEngine& e, int64_t n, Fn&& fill) {
+  if (e.threads) return test::run_guarded<T>(n, fill);
+  test::Guarded<T> out(n);
+  fill(out.data());
+  CHECK(out.intact());
+  return out.values();
 }
 
 // Values at an address that is aligned to a float and to nothing more.
@@ -159,31 +152,33 @@ TEST_CASE("convolutions agree with the list of products") {
       y.add(i, bias[i % g.k], 1.0);
       db.add(i % g.k, dy[i], 1.0);
     }
-    for (const Isa& isa : isas()) {
+    for (const ConvEngine& e : test::conv_engines()) {
       CAPTURE(t.name);
-      CAPTURE(isa.name);
+      CAPTURE(e.name);
       Conv2dArgs f{g, {}, w.data(), {}};
       f.input.x = x.data();
       f.epilogue.bias = bias.data();
-      CHECK(y.first_far(test::run_guarded<float>(ny, [&](float* out) {
+      CHECK(y.first_far(run<float>(e, ny, [&](float* out) {
               f.epilogue.y = out;
-              cpu::conv2d(*isa.table, f);
-            })) == -1);
-      CHECK(dx.first_far(test::run_guarded<float>(nx, [&](float* out) { cpu::conv2d_backward_data(*isa.table, {g, dy.data(), w.data(), out}); })) == -1);
+              e.conv2d(f);
+            }),
+                        e.rounding) == -1);
+      CHECK(dx.first_far(run<float>(e, nx, [&](float* out) { e.backward_data({g, dy.data(), w.data(), out}); }), e.rounding) == -1);
       Conv2dBackwardFilterArgs b{g, f.input, dy.data(), nullptr, nullptr};
       test::Guarded<float> dbias(g.k);
       b.dbias = dbias.data();
-      CHECK(dw.first_far(test::run_guarded<float>(nw, [&](float* out) {
+      CHECK(dw.first_far(run<float>(e, nw, [&](float* out) {
               b.dw = out;
-              cpu::conv2d_backward_filter(*isa.table, b);
-            })) == -1);
+              e.backward_filter(b);
+            }),
+                         e.rounding) == -1);
       CHECK(dbias.intact());
       CHECK(db.first_far(dbias.values()) == -1);
     }
   }
 }
 
-TEST_CASE("an input of codes gives the bits of the same values in f32") {
+TEST_CASE("an input of codes is the same values") {
   const Grid grid{0.037f, 117, 0, 255};
   for (const Case& t : kCases) {
     const ConvGeometry g = geometry(t);
@@ -196,25 +191,35 @@ TEST_CASE("an input of codes gives the bits of the same values in f32") {
       x[i] = grid.scale * (static_cast<float>(codes[i]) - 117.0f);
     }
     const std::vector<float> w = test::random_values(nw, -1, 1, 2), dy = test::random_values(ny, -1, 1, 3);
-    for (const Isa& isa : isas()) {
+    for (const ConvEngine& e : test::conv_engines()) {
       CAPTURE(t.name);
-      CAPTURE(isa.name);
+      CAPTURE(e.name);
       ConvInput dense, coded;
       dense.x = x.data();
       coded.codes = codes.data();
       coded.grid = grid;
       const auto forward = [&](const ConvInput& in) {
-        return test::run_guarded<float>(ny, [&](float* out) {
+        return run<float>(e, ny, [&](float* out) {
           Conv2dArgs a{g, in, w.data(), {}};
           a.epilogue.y = out;
-          cpu::conv2d(*isa.table, a);
+          e.conv2d(a);
         });
       };
       const auto filter = [&](const ConvInput& in) {
-        return test::run_guarded<float>(nw, [&](float* out) { cpu::conv2d_backward_filter(*isa.table, {g, in, dy.data(), out, nullptr}); });
+        return run<float>(e, nw, [&](float* out) { e.backward_filter({g, in, dy.data(), out, nullptr}); });
       };
-      CHECK(test::same_bits(forward(dense), forward(coded)));
-      CHECK(test::same_bits(filter(dense), filter(coded)));
+      if (e.coded_bits) {
+        CHECK(test::same_bits(forward(dense), forward(coded)));
+        CHECK(test::same_bits(filter(dense), filter(coded)));
+      } else {
+        Sums y(ny), dw(nw);
+        for_each_product(g, [&](int64_t o, int64_t i, int64_t f) {
+          y.add(o, x[static_cast<size_t>(i)], w[static_cast<size_t>(f)]);
+          dw.add(f, dy[static_cast<size_t>(o)], x[static_cast<size_t>(i)]);
+        });
+        CHECK(y.first_far(forward(coded), e.rounding) == -1);
+        CHECK(dw.first_far(filter(coded), e.rounding) == -1);
+      }
     }
   }
 }
@@ -234,14 +239,14 @@ TEST_CASE("the epilogue is bias, clamp, quantize as quant_math.h has them") {
     x[5] = test::kNan;
     x[static_cast<size_t>(nx) - 1] = 3e38f;
     const std::vector<float> w = test::random_values(g.k * g.r * g.s * (g.c / g.groups), -1, 1, 2), bias = test::random_values(g.k, -2, 2, 3);
-    for (const Isa& isa : isas()) {
+    for (const ConvEngine& e : test::conv_engines()) {
       CAPTURE(t.name);
-      CAPTURE(isa.name);
+      CAPTURE(e.name);
       Conv2dArgs a{g, {}, w.data(), {}};
       a.input.x = x.data();
-      const std::vector<float> plain = test::run_guarded<float>(ny, [&](float* out) {
+      const std::vector<float> plain = run<float>(e, ny, [&](float* out) {
         a.epilogue.y = out;
-        cpu::conv2d(*isa.table, a);
+        e.conv2d(a);
       });
       a.epilogue.bias = bias.data();
       for (const Setting& set : settings) {
@@ -262,9 +267,9 @@ TEST_CASE("the epilogue is bias, clamp, quantize as quant_math.h has them") {
         a.epilogue.quantize = false;
         a.epilogue.codes = nullptr;
         a.epilogue.residual = nullptr;
-        const std::vector<float> got = test::run_guarded<float>(ny, [&](float* out) {
+        const std::vector<float> got = run<float>(e, ny, [&](float* out) {
           a.epilogue.y = out;
-          cpu::conv2d(*isa.table, a);
+          e.conv2d(a);
         });
         for (size_t i = 0; i < got.size(); ++i) {
           if (!(got[i] == clamped[i] || (std::isnan(got[i]) && std::isnan(clamped[i])))) FAIL_CHECK("clamp at ", i, ": ", got[i], " not ", clamped[i]);
@@ -275,17 +280,17 @@ TEST_CASE("the epilogue is bias, clamp, quantize as quant_math.h has them") {
         test::Guarded<int8_t> r(ny);
         a.epilogue.codes = c.data();
         a.epilogue.residual = r.data();
-        CHECK(test::same_bits(quantized, test::run_guarded<float>(ny, [&](float* out) {
+        CHECK(test::same_bits(quantized, run<float>(e, ny, [&](float* out) {
                                 a.epilogue.y = out;
-                                cpu::conv2d(*isa.table, a);
+                                e.conv2d(a);
                               })));
         CHECK(test::same_bits(codes, c.values()));
         CHECK(test::same_bits(residual, r.values()));
         a.epilogue.y = nullptr;
         a.epilogue.residual = nullptr;
-        CHECK(test::same_bits(codes, test::run_guarded<uint8_t>(ny, [&](uint8_t* out) {
+        CHECK(test::same_bits(codes, run<uint8_t>(e, ny, [&](uint8_t* out) {
                                 a.epilogue.codes = out;
-                                cpu::conv2d(*isa.table, a);
+                                e.conv2d(a);
                               })));
         CHECK(c.intact());
         CHECK(r.intact());
@@ -313,13 +318,14 @@ TEST_CASE("gemm, all transpositions, scaled and accumulated") {
             want.add(i * s.n + j, beta, y0[static_cast<size_t>(i * s.n + j)]);
           }
         }
-        for (const Isa& isa : isas()) {
-          CAPTURE(isa.name);
+        for (const ConvEngine& e : test::conv_engines()) {
+          CAPTURE(e.name);
           CAPTURE(text(s.m, "x", s.n, "x", s.k, " form ", form, " alpha ", alpha));
-          CHECK(want.first_far(test::run_guarded<float>(s.m * s.n, [&, alpha = alpha, beta = beta](float* y) {
+          CHECK(want.first_far(run<float>(e, s.m * s.n, [&, alpha = alpha, beta = beta](float* y) {
                   std::copy(y0.begin(), y0.end(), y);
-                  cpu::gemm(*isa.table, {s.m, s.n, s.k, ta, tb, alpha, beta, a.data(), b.data(), y});
-                })) == -1);
+                  e.gemm({s.m, s.n, s.k, ta, tb, alpha, beta, a.data(), b.data(), y});
+                }),
+                               e.rounding) == -1);
         }
       }
     }
@@ -328,30 +334,11 @@ TEST_CASE("gemm, all transpositions, scaled and accumulated") {
 
 TEST_CASE("gemm with beta 0 does not read y") {
   const std::vector<float> a(12, 1.0f), b(20, 2.0f);
-  for (const Isa& isa : isas()) {
+  for (const ConvEngine& e : test::conv_engines()) {
     for (float alpha : {1.0f, 0.5f}) {
       std::vector<float> y(15, test::kNan);
-      cpu::gemm(*isa.table, {3, 5, 4, false, false, alpha, 0.0f, a.data(), b.data(), y.data()});
+      e.gemm({3, 5, 4, false, false, alpha, 0.0f, a.data(), b.data(), y.data()});
       CHECK(y == std::vector<float>(15, 8.0f * alpha));
     }
   }
-}
-
-TEST_CASE("a second call of the same shape makes no new raw allocation") {
-  const ConvGeometry g = geometry({"3x3", 2, 28, 28, 64, 64, 3, 3, 1, 1, 1, 1, 1, 1});
-  const std::vector<float> x = test::random_values(g.n * g.h * g.w * g.c), w = test::random_values(g.k * 9 * g.c);
-  std::vector<float> y(x.size()), dx(x.size()), dw(w.size());
-  const auto step = [&] {
-    Conv2dArgs a{g, {}, w.data(), {}};
-    a.input.x = x.data();
-    a.epilogue.y = y.data();
-    cpu::conv2d(a);
-    cpu::conv2d_backward_data({g, y.data(), w.data(), dx.data()});
-    cpu::conv2d_backward_filter({g, a.input, y.data(), dw.data(), nullptr});
-  };
-  step();
-  const int64_t before = host_allocator().stats().raw_allocations, live = host_allocator().stats().live_bytes;
-  for (int i = 0; i < 5; ++i) step();
-  CHECK(host_allocator().stats().raw_allocations == before);
-  CHECK(host_allocator().stats().live_bytes == live);
 }

@@ -1,0 +1,181 @@
+// Matrix products by cuBLASLt, opened when the first one is wanted: a machine without it runs the tiles of conv_tiles.inl. Nothing here depends on timing: the
+// algorithm is the first of the heuristic's that needs no sum in an order of its own (no atomics, partial sums reduced in the type of the computation), so the same
+// shape on the same kind of device and library gives the same bits.
+#include "detent/backends/cuda/conv.h"
+#include "detent/backends/cuda/kernels.h"
+
+#if defined(__CUDACC__) && __has_include(<cublasLt.h>)
+#include <cublasLt.h>
+#include <dlfcn.h>
+
+#include <map>
+#include <mutex>
+#include <tuple>
+
+namespace detent::cuda {
+namespace {
+
+struct Library {
+  decltype(&cublasLtCreate) create;
+  decltype(&cublasLtMatmul) matmul;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+  decltype(&cublasLtMatmulDescCreate) desc_create;
+  decltype(&cublasLtMatmulDescDestroy) desc_destroy;
+  decltype(&cublasLtMatmulDescSetAttribute) desc_set;
+  decltype(&cublasLtMatrixLayoutCreate) layout_create;
+  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
+  bool ready = false;
+};
+
+template <class F>
+bool find(void* handle, const char* name, F& f) {
+  f = reinterpret_cast<F>(dlsym(handle, name));
+  return f != nullptr;
+}
+
+const Library& library() {
+  static const Library l = [] {
+    Library o{};
+    constexpr int kMajor = CUBLAS_VER_MAJOR;
+    char name[] = "libcublasLt.so.00";
+    name[15] = static_cast<char>('0' + kMajor / 10);
+    name[16] = static_cast<char>('0' + kMajor % 10);
+    void* h = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    o.ready = h && find(h, "cublasLtCreate", o.create) && find(h, "cublasLtMatmul", o.matmul) && find(h, "cublasLtMatmulAlgoGetHeuristic", o.heuristic) &&
+              find(h, "cublasLtMatmulDescCreate", o.desc_create) && find(h, "cublasLtMatmulDescDestroy", o.desc_destroy) &&
+              find(h, "cublasLtMatmulDescSetAttribute", o.desc_set) && find(h, "cublasLtMatrixLayoutCreate", o.layout_create) &&
+              find(h, "cublasLtMatrixLayoutDestroy", o.layout_destroy) && find(h, "cublasLtMatmulPreferenceCreate", o.preference_create) &&
+              find(h, "cublasLtMatmulPreferenceDestroy", o.preference_destroy) && find(h, "cublasLtMatmulPreferenceSetAttribute", o.preference_set);
+    return o;
+  }();
+  return l;
+}
+
+constexpr size_t kWorkspace = size_t{32} << 20;
+constexpr int kMaxDevices = 64;
+
+// A handle per device; null when there is none.
+cublasLtHandle_t handle() {
+  static std::mutex mutex;
+  static cublasLtHandle_t handles[kMaxDevices];
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= kMaxDevices) return nullptr;
+  const std::lock_guard lock(mutex);
+  if (!handles[device] && library().create(&handles[device]) != CUBLAS_STATUS_SUCCESS) handles[device] = nullptr;
+  return handles[device];
+}
+
+cublasComputeType_t compute_type(Precision p) {
+  switch (p) {
+    case Precision::tf32: return CUBLAS_COMPUTE_32F_FAST_TF32;
+    case Precision::bf16: return CUBLAS_COMPUTE_32F_FAST_16BF;
+    case Precision::f32: break;
+  }
+  return CUBLAS_COMPUTE_32F;
+}
+
+int alignment(const void* p) {
+  for (int bytes = 256; bytes > 4; bytes /= 2) {
+    if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0) return bytes;
+  }
+  return 4;
+}
+
+// cuBLAS knows matrices by columns: the row-major y[m, n] is its [n, m], and a product is the other's with its factors exchanged.
+struct Product {
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t first = nullptr, second = nullptr, result = nullptr;
+  bool ok = false;
+
+  Product(const Library& l, Precision p, const GemmArgs& g, const float* bias) {
+    const cublasOperation_t first_op = g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, second_op = g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    ok = l.desc_create(&desc, compute_type(p), CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && l.desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &first_op, sizeof first_op) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && l.desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSB, &second_op, sizeof second_op) == CUBLAS_STATUS_SUCCESS;
+    if (bias) {
+      const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+      ok = ok && l.desc_set(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) == CUBLAS_STATUS_SUCCESS;
+      ok = ok && l.desc_set(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias) == CUBLAS_STATUS_SUCCESS;
+    }
+    const uint64_t m = static_cast<uint64_t>(g.m), n = static_cast<uint64_t>(g.n), k = static_cast<uint64_t>(g.k);
+    ok = ok && l.layout_create(&first, CUDA_R_32F, g.transpose_b ? k : n, g.transpose_b ? n : k, g.transpose_b ? g.k : g.n) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && l.layout_create(&second, CUDA_R_32F, g.transpose_a ? m : k, g.transpose_a ? k : m, g.transpose_a ? g.m : g.k) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && l.layout_create(&result, CUDA_R_32F, n, m, g.n) == CUBLAS_STATUS_SUCCESS;
+  }
+  ~Product() {
+    const Library& l = library();
+    if (result) l.layout_destroy(result);
+    if (second) l.layout_destroy(second);
+    if (first) l.layout_destroy(first);
+    if (desc) l.desc_destroy(desc);
+  }
+  Product(const Product&) = delete;
+  Product& operator=(const Product&) = delete;
+};
+
+bool choose(const Library& l, cublasLtHandle_t h, const Product& p, const GemmArgs& g, cublasLtMatmulAlgo_t* algo) {
+  cublasLtMatmulPreference_t preference = nullptr;
+  if (l.preference_create(&preference) != CUBLAS_STATUS_SUCCESS) return false;
+  const size_t workspace = kWorkspace;
+  const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+  const uint32_t a = static_cast<uint32_t>(alignment(g.b)), b = static_cast<uint32_t>(alignment(g.a)), y = static_cast<uint32_t>(alignment(g.y));
+  const auto set = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& v) { return l.preference_set(preference, what, &v, sizeof v) == CUBLAS_STATUS_SUCCESS; };
+  bool ok = set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace) && set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes) &&
+            set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a) && set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b) && set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y) &&
+            set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, y);
+  cublasLtMatmulHeuristicResult_t found[1] = {};
+  int count = 0;
+  ok = ok && l.heuristic(h, p.desc, p.first, p.second, p.result, p.result, preference, 1, found, &count) == CUBLAS_STATUS_SUCCESS && count > 0;
+  l.preference_destroy(preference);
+  if (ok) *algo = found[0].algo;
+  return ok;
+}
+
+using ShapeKey = std::tuple<int, int, int64_t, int64_t, int64_t, bool, bool, bool, int, int, int>;
+
+}  // namespace
+
+bool blas_gemm(Precision precision, const GemmArgs& g, const float* bias) {
+  const Library& l = library();
+  if (!l.ready || g.m >= kTileLimit || g.n >= kTileLimit || g.k >= kTileLimit) return false;
+  const cublasLtHandle_t h = handle();
+  if (!h) return false;
+  const Product p(l, precision, g, bias);
+  if (!p.ok) return false;
+  // The heuristic costs more than a launch; its answer is kept per shape.
+  static std::mutex mutex;
+  static auto& known = *new std::map<ShapeKey, cublasLtMatmulAlgo_t>;
+  int device = 0;
+  cudaGetDevice(&device);
+  const ShapeKey key{device, static_cast<int>(precision), g.m, g.n, g.k, g.transpose_a, g.transpose_b, bias != nullptr, alignment(g.a), alignment(g.b), alignment(g.y)};
+  cublasLtMatmulAlgo_t algo;
+  {
+    const std::lock_guard lock(mutex);
+    const auto found = known.find(key);
+    if (found != known.end()) {
+      algo = found->second;
+    } else if (choose(l, h, p, g, &algo)) {
+      known.emplace(key, algo);
+    } else {
+      return false;
+    }
+  }
+  const Scratch<unsigned char> workspace(kWorkspace);
+  return l.matmul(h, p.desc, &g.alpha, g.b, p.first, g.a, p.second, &g.beta, g.y, p.result, g.y, p.result, &algo, workspace.get(), kWorkspace,
+                  static_cast<cudaStream_t>(current_stream())) == CUBLAS_STATUS_SUCCESS;
+}
+
+}  // namespace detent::cuda
+
+#else
+
+namespace detent::DETENT_CUDA_NAMESPACE {
+
+bool blas_gemm(Precision, const GemmArgs&, const float*) { return false; }
+
+}  // namespace detent::DETENT_CUDA_NAMESPACE
+
+#endif

@@ -1,0 +1,166 @@
+// Convolutions with one output element a thread: depthwise and narrow groups, where a tile would be mostly empty, and sizes beyond the tiles' 32 bits. f32 with
+// fused multiply-adds in every precision: these kernels wait for memory, not for arithmetic.
+#include "detent/backends/cuda/conv.h"
+#include "detent/backends/cuda/kernels.h"
+
+namespace detent::DETENT_CUDA_NAMESPACE {
+namespace {
+
+DETENT_HD float input_at(const ConvInput& in, int64_t i) {
+  return in.x ? in.x[i] : static_cast<float>(static_cast<int32_t>(in.codes[i]) - in.grid.zero_point);
+}
+
+struct Spot {
+  int64_t n, h, w;
+};
+DETENT_HD Spot spot(int64_t p, int64_t h, int64_t w) {
+  const int64_t line = p / w, n = line / h;
+  return {n, line - n * h, p - line * w};
+}
+
+/// fn(r, s, input pixel) for the taps of an output pixel that fall inside.
+template <class Fn>
+DETENT_HD void for_taps(const ConvGeometry& g, const Spot& o, Fn&& fn) {
+  for (int64_t r = 0; r < g.r; ++r) {
+    const int64_t h = o.h * g.stride_h - g.pad_top + r * g.dilation_h;
+    if (h < 0 || h >= g.h) continue;
+    for (int64_t s = 0; s < g.s; ++s) {
+      const int64_t w = o.w * g.stride_w - g.pad_left + s * g.dilation_w;
+      if (w >= 0 && w < g.w) fn(r, s, (o.n * g.h + h) * g.w + w);
+    }
+  }
+}
+
+struct Forward {
+  ConvGeometry g;
+  ConvInput input;
+  const float* w;
+  Epilogue epilogue;
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t p = i / g.k, k = i - p * g.k, cg = g.c / g.groups, c0 = k / (g.k / g.groups) * cg;
+    float sum = 0.0f;
+    for_taps(g, spot(p, g.oh, g.ow), [&](int64_t r, int64_t s, int64_t q) {
+      const float* const row = w + ((k * g.r + r) * g.s + s) * cg;
+      for (int64_t c = 0; c < cg; ++c) sum = fmaf(input_at(input, q * g.c + c0 + c), row[c], sum);
+    });
+    if (!input.x) sum *= input.grid.scale;
+    if (epilogue.bias) sum += epilogue.bias[k];
+    write_one(epilogue, i, finish(epilogue, sum));
+  }
+};
+
+// Codes as they are: a tap outside counts as zero_point, as in the sums that `offset` corrects.
+struct IntegerForward {
+  ConvGeometry g;
+  ConvInput input;
+  IntegerWeights w;
+  Epilogue epilogue;
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t p = i / g.k, k = i - p * g.k, cg = g.c / g.groups, c0 = k / (g.k / g.groups) * cg;
+    int32_t sum = 0;
+    const Spot o = spot(p, g.oh, g.ow);
+    for (int64_t r = 0; r < g.r; ++r) {
+      for (int64_t s = 0; s < g.s; ++s) {
+        const int64_t h = o.h * g.stride_h - g.pad_top + r * g.dilation_h, v = o.w * g.stride_w - g.pad_left + s * g.dilation_w;
+        const bool in = h >= 0 && h < g.h && v >= 0 && v < g.w;
+        const uint8_t* const x = input.codes + (in ? ((o.n * g.h + h) * g.w + v) * g.c + c0 : 0);
+        const int8_t* const row = w.q + k * w.pitch + (r * g.s + s) * cg;
+        for (int64_t c = 0; c < cg; ++c) sum += (in ? static_cast<int32_t>(x[c]) : input.grid.zero_point) * static_cast<int32_t>(row[c]);
+      }
+    }
+    write_one(epilogue, i, finish_integer(epilogue, wrapping_add(sum, w.offset[k]), w.scale[k]));
+  }
+};
+
+struct BackwardData {
+  ConvGeometry g;
+  const float* dy;
+  const float* w;
+  float* dx;
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t p = i / g.c, c = i - p * g.c, cg = g.c / g.groups, kg = g.k / g.groups, group = c / cg, k0 = group * kg;
+    const Spot in = spot(p, g.h, g.w);
+    float sum = 0.0f;
+    for (int64_t r = 0; r < g.r; ++r) {
+      const int64_t th = in.h + g.pad_top - r * g.dilation_h, oh = th / g.stride_h;
+      if (th < 0 || oh * g.stride_h != th || oh >= g.oh) continue;
+      for (int64_t s = 0; s < g.s; ++s) {
+        const int64_t tw = in.w + g.pad_left - s * g.dilation_w, ow = tw / g.stride_w;
+        if (tw < 0 || ow * g.stride_w != tw || ow >= g.ow) continue;
+        const float* const d = dy + ((in.n * g.oh + oh) * g.ow + ow) * g.k + k0;
+        for (int64_t k = 0; k < kg; ++k) sum = fmaf(d[k], w[(((k0 + k) * g.r + r) * g.s + s) * cg + c - group * cg], sum);
+      }
+    }
+    dx[i] = sum;
+  }
+};
+
+// Partial sums over a slice of pixels; neighbouring threads have neighbouring output channels. partial[slice][(r, s, c)][k].
+struct BackwardFilter {
+  ConvGeometry g;
+  ConvInput input;
+  const float* dy;
+  int64_t per_slice;
+  float* partial;
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t cg = g.c / g.groups, k = i % g.k, rest = i / g.k, c = rest % cg, tap = rest / cg % (g.r * g.s), slice = rest / cg / (g.r * g.s);
+    const int64_t r = tap / g.s, s = tap - r * g.s, channel = k / (g.k / g.groups) * cg + c, pixels = g.n * g.oh * g.ow;
+    const int64_t first = slice * per_slice, last = first + per_slice < pixels ? first + per_slice : pixels;
+    Spot o = spot(first, g.oh, g.ow);
+    float sum = 0.0f;
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t h = o.h * g.stride_h - g.pad_top + r * g.dilation_h, w = o.w * g.stride_w - g.pad_left + s * g.dilation_w;
+      if (h >= 0 && h < g.h && w >= 0 && w < g.w) sum = fmaf(dy[p * g.k + k], input_at(input, ((o.n * g.h + h) * g.w + w) * g.c + channel), sum);
+      if (++o.w == g.ow) {
+        o.w = 0;
+        if (++o.h == g.oh) o.h = 0, ++o.n;
+      }
+    }
+    partial[i] = sum;
+  }
+};
+
+struct SumSlices {
+  const float* partial;
+  int64_t k, per_channel, slices;
+  float alpha;
+  float* dw;
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t from = i % per_channel * k + i / per_channel;
+    float sum = 0.0f;
+    for (int64_t s = 0; s < slices; ++s) sum += partial[s * k * per_channel + from];
+    dw[i] = alpha * sum;
+  }
+};
+
+}  // namespace
+
+bool runs_direct(const ConvGeometry& g) { return g.groups > 1 && (g.c / g.groups < 16 || g.k / g.groups < 16); }
+
+void direct_forward(const Conv2dArgs& a, const IntegerWeights* integer) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t n = g.n * g.oh * g.ow * g.k;
+  if (integer) {
+    elements("conv2d direct, codes", n, IntegerForward{g, a.input, *integer, a.epilogue});
+  } else {
+    elements("conv2d direct", n, Forward{g, a.input, a.w, a.epilogue});
+  }
+}
+
+void direct_backward_data(const Conv2dBackwardDataArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  elements("conv2d_backward_data direct", g.n * g.h * g.w * g.c, BackwardData{g, a.dy, a.w, a.dx});
+}
+
+void direct_backward_filter(const Conv2dBackwardFilterArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t pixels = g.n * g.oh * g.ow, per_channel = g.r * g.s * (g.c / g.groups), n = g.k * per_channel;
+  // Slices of at least 256 pixels, enough for 2^17 threads.
+  const int64_t wanted = ceil_div(int64_t{1} << 17, n), most = ceil_div(pixels, 256);
+  const int64_t per_slice = pixels > 0 ? ceil_div(pixels, wanted < most ? wanted : most) : 1, slices = ceil_div(pixels, per_slice);
+  const Scratch<float> partial(slices * n);
+  elements("conv2d_backward_filter direct", slices * n, BackwardFilter{g, a.input, a.dy, per_slice, partial.get()});
+  elements("sum_slices", n, SumSlices{partial.get(), g.k, per_channel, slices, a.input.x ? 1.0f : a.input.grid.scale, a.dw});
+}
+
+}  // namespace detent::DETENT_CUDA_NAMESPACE

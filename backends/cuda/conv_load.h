@@ -1,0 +1,299 @@
+// Where the operands of a tile come from: a gather over NHWC pixels (with zeros, or the code of zero, for padding), or a matrix. Each thread copies 16 bytes at a
+// time where the tensor's channels allow it, else element by element. 32-bit positions of pixels, 64-bit ones of elements.
+#pragma once
+
+#include "detent/backends/cuda/epilogue.h"
+#include "detent/backends/cuda/fast_div.h"
+#include "detent/backends/cuda/tile.h"
+
+namespace detent::DETENT_CUDA_NAMESPACE {
+
+/// Pixels of an NHWC tensor in the order of a grid, and the taps of each: core/math/conv_gather.h in 32 bits.
+struct PixelGather {
+  const float* x = nullptr;
+  const uint8_t* codes = nullptr;       // instead of x: read as q - zero_point, or as they are by an integer tile
+  int32_t zero_point = 0;
+  const float* channel_scale = nullptr;  // [in_c]: x is multiplied by it before it is rounded; null: not
+  int32_t in_h = 1, in_w = 1, in_c = 1, depth = 1;  // depth: channels of a group
+  int32_t step_h = 1, step_w = 1, dh0 = 0, dh_step = 0, dw0 = 0, dw_step = 0;
+  int32_t pixels = 0, sum = 0;          // sum: taps * depth
+  FastDiv grid_w, grid_hw, by_depth, by_cols;
+  bool vector = false;                  // 16 bytes never cross a tap nor lose alignment
+};
+
+/// Where position p of the grid starts in the input; y is far outside for p beyond the grid.
+struct PixelOrigin {
+  int32_t pixel, y, x;
+};
+DETENT_HD PixelOrigin pixel_origin(const PixelGather& g, int32_t p) {
+  if (p >= g.pixels) return {0, -(1 << 30), 0};
+  const int32_t image = g.grid_hw.divide(p), rest = p - image * static_cast<int32_t>(g.grid_hw.divisor);
+  const int32_t gy = g.grid_w.divide(rest), gx = rest - gy * static_cast<int32_t>(g.grid_w.divisor);
+  const int32_t y = gy * g.step_h + g.dh0, x = gx * g.step_w + g.dw0;
+  return {(image * g.in_h + y) * g.in_w + x, y, x};
+}
+
+/// Element k of the sum: an offset in rows and columns, and a channel of the group.
+struct TapOffset {
+  int32_t dy, dx, c;
+};
+DETENT_HD TapOffset tap_offset(const PixelGather& g, int32_t k) {
+  const int32_t tap = g.by_depth.divide(k), i = g.by_cols.divide(tap);
+  return {i * g.dh_step, (tap - i * static_cast<int32_t>(g.by_cols.divisor)) * g.dw_step, k - tap * g.depth};
+}
+
+DETENT_HD bool inside(const PixelGather& g, const PixelOrigin& o, const TapOffset& t) {
+  return static_cast<uint32_t>(o.y + t.dy) < static_cast<uint32_t>(g.in_h) && static_cast<uint32_t>(o.x + t.dx) < static_cast<uint32_t>(g.in_w);
+}
+DETENT_HD int64_t element(const PixelGather& g, const PixelOrigin& o, const TapOffset& t, int32_t channel0) {
+  return static_cast<int64_t>(o.pixel + t.dy * g.in_w + t.dx) * g.in_c + channel0 + t.c;
+}
+
+/// The value an f32 tile sees: (q - z), or x times its channel's scale. Only for what cannot be copied as it is.
+DETENT_HD float gathered(const PixelGather& g, int64_t i, int32_t channel) {
+  if (g.codes) return static_cast<float>(static_cast<int32_t>(g.codes[i]) - g.zero_point);
+  return g.channel_scale ? g.x[i] * g.channel_scale[channel] : g.x[i];
+}
+DETENT_HD bool as_is(const PixelGather& g) { return !g.codes && !g.channel_scale; }
+
+/// Four neighbours, for `vector` gathers.
+DETENT_HD FloatQuad gathered_four(const PixelGather& g, int64_t i, int32_t channel) {
+  FloatQuad v;
+  if (g.codes) {
+    const ByteQuad q = *reinterpret_cast<const ByteQuad*>(g.codes + i);
+    DETENT_UNROLL
+    for (int e = 0; e < 4; ++e) v.v[e] = static_cast<float>(static_cast<int32_t>(q.v[e]) - g.zero_point);
+    return v;
+  }
+  v = *reinterpret_cast<const FloatQuad*>(g.x + i);
+  DETENT_UNROLL
+  for (int e = 0; e < 4; ++e) v.v[e] *= g.channel_scale[channel + e];
+  return v;
+}
+
+/// A tile whose rows are pixels and whose k runs over taps and channels: A of forward and backward-data.
+template <class Stored, int Rows, int Depth>
+struct PixelRows {
+  static constexpr Major kMajor = Major::k_major;
+  static constexpr int kPer = 16 / static_cast<int>(sizeof(Stored)), kChunks = Depth / kPer, kStep = kTileThreads / kChunks, kPasses = Rows / kStep;
+  struct State {
+    PixelOrigin row[kPasses];
+    int32_t channel0;
+  };
+  PixelGather g;
+
+  DETENT_HD void start(State& s, int t, const TilePosition& at) const {
+    s.channel0 = at.group * g.depth;
+    DETENT_UNROLL
+    for (int i = 0; i < kPasses; ++i) s.row[i] = pixel_origin(g, at.m * Rows + t / kChunks + i * kStep);
+  }
+
+  template <class T, class Block>
+  DETENT_HD void load(Block& block, const State& s, int t, int stage, Stored* dst) const {
+    const int k = t % kChunks * kPer, sum = stage * Depth + k;
+    Stored* const to = dst + T::at(t / kChunks, k);
+    if constexpr (sizeof(Stored) == 1) {
+      load_codes<T>(block, s, sum, to);
+    } else if (g.vector) {
+      const bool live = sum < g.sum;
+      const TapOffset tap = tap_offset(g, live ? sum : 0);
+      DETENT_UNROLL
+      for (int i = 0; i < kPasses; ++i) {
+        const bool ok = live && inside(g, s.row[i], tap);
+        const int64_t from = ok ? element(g, s.row[i], tap, s.channel0) : 0;
+        Stored* const row = to + i * kStep * T::kPitch;
+        if (as_is(g)) {
+          block.template copy<16>(row, g.x + from, ok);
+        } else {
+          *reinterpret_cast<FloatQuad*>(row) = ok ? gathered_four(g, from, s.channel0 + tap.c) : FloatQuad{};
+        }
+      }
+    } else {
+      for (int e = 0; e < kPer; ++e) {
+        const bool live = sum + e < g.sum;
+        const TapOffset tap = tap_offset(g, live ? sum + e : 0);
+        DETENT_UNROLL
+        for (int i = 0; i < kPasses; ++i) {
+          const bool ok = live && inside(g, s.row[i], tap);
+          const int64_t from = ok ? element(g, s.row[i], tap, s.channel0) : 0;
+          Stored* const one = to + i * kStep * T::kPitch + e;
+          if (as_is(g)) {
+            block.template copy<4>(one, g.x + from, ok);
+          } else {
+            *one = ok ? gathered(g, from, s.channel0 + tap.c) : 0.0f;
+          }
+        }
+      }
+    }
+  }
+
+  // Codes as they are; padding is the code of zero. Beyond the sum the weights are zero, so anything may stand there.
+  template <class T, class Block>
+  DETENT_HD void load_codes(Block& block, const State& s, int sum, Stored* to) const {
+    const uint8_t zero = static_cast<uint8_t>(g.zero_point);
+    if (g.vector) {
+      const bool live = sum < g.sum;
+      const TapOffset tap = tap_offset(g, live ? sum : 0);
+      DETENT_UNROLL
+      for (int i = 0; i < kPasses; ++i) {
+        Stored* const row = to + i * kStep * T::kPitch;
+        if (live && inside(g, s.row[i], tap)) {
+          block.template copy<16>(row, g.codes + element(g, s.row[i], tap, s.channel0), true);
+        } else {
+          const uint32_t word = zero * 0x01010101u;
+          DETENT_UNROLL
+          for (int e = 0; e < 4; ++e) reinterpret_cast<uint32_t*>(row)[e] = word;
+        }
+      }
+    } else {
+      for (int e = 0; e < kPer; ++e) {
+        const bool live = sum + e < g.sum;
+        const TapOffset tap = tap_offset(g, live ? sum + e : 0);
+        DETENT_UNROLL
+        for (int i = 0; i < kPasses; ++i) {
+          to[i * kStep * T::kPitch + e] = live && inside(g, s.row[i], tap) ? g.codes[element(g, s.row[i], tap, s.channel0)] : zero;
+        }
+      }
+    }
+  }
+};
+
+/// A tile whose k runs over pixels and whose columns are taps and channels: B of backward-filter.
+template <class Stored, int Rows, int Depth>
+struct PixelColumns {
+  static constexpr Major kMajor = Major::k_minor;
+  static constexpr int kChunks = Rows / 4, kStep = kTileThreads / kChunks, kPasses = Depth / kStep;
+  struct State {
+    TapOffset tap;
+    int32_t column, channel0;
+  };
+  PixelGather g;
+
+  DETENT_HD void start(State& s, int t, const TilePosition& at) const {
+    s.channel0 = at.group * g.depth;
+    s.column = at.n * Rows + t % kChunks * 4;
+    s.tap = tap_offset(g, s.column < g.sum ? s.column : 0);
+  }
+
+  template <class T, class Block>
+  DETENT_HD void load(Block& block, const State& s, int t, int stage, Stored* dst) const {
+    DETENT_UNROLL
+    for (int i = 0; i < kPasses; ++i) {
+      const int k = t / kChunks + i * kStep;
+      const PixelOrigin o = pixel_origin(g, stage * Depth + k);
+      Stored* const to = dst + T::at(t % kChunks * 4, k);
+      if (g.vector) {
+        const bool ok = s.column < g.sum && inside(g, o, s.tap);
+        const int64_t from = ok ? element(g, o, s.tap, s.channel0) : 0;
+        if (as_is(g)) {
+          block.template copy<16>(to, g.x + from, ok);
+        } else {
+          *reinterpret_cast<FloatQuad*>(to) = ok ? gathered_four(g, from, s.channel0 + s.tap.c) : FloatQuad{};
+        }
+      } else {
+        for (int e = 0; e < 4; ++e) {
+          const bool live = s.column + e < g.sum;
+          const TapOffset tap = tap_offset(g, live ? s.column + e : 0);
+          const bool ok = live && inside(g, o, tap);
+          const int64_t from = ok ? element(g, o, tap, s.channel0) : 0;
+          if (as_is(g)) {
+            block.template copy<4>(to + e, g.x + from, ok);
+          } else {
+            to[e] = ok ? gathered(g, from, s.channel0 + tap.c) : 0.0f;
+          }
+        }
+      }
+    }
+  }
+};
+
+/// A matrix per group: element (row, k) at p[group * group_stride + row * pitch + k] (k_major), or with taps at
+/// p[group * group_stride + row + tap_row * i + tap_col * j + pitch * c], k = (i * cols + j) * depth + c (k_minor). As bytes: the weights of an integer tile.
+struct MatrixOperand {
+  const void* p = nullptr;
+  int64_t group_stride = 0, pitch = 0, tap_row = 0, tap_col = 0;
+  int32_t rows = 0, sum = 0, depth = 1;
+  FastDiv by_depth, by_cols;
+  bool vector = false;
+};
+
+template <class Stored, int Rows, int Depth, bool along_m>
+struct MatrixRowsOf {
+  static constexpr Major kMajor = Major::k_major;
+  static constexpr int kPer = 16 / static_cast<int>(sizeof(Stored)), kChunks = Depth / kPer, kStep = kTileThreads / kChunks, kPasses = Rows / kStep;
+  struct State {
+    const Stored* p;
+    int32_t row;
+  };
+  MatrixOperand m;
+
+  DETENT_HD void start(State& s, int t, const TilePosition& at) const {
+    s.row = (along_m ? at.m : at.n) * Rows + t / kChunks;
+    s.p = static_cast<const Stored*>(m.p) + at.group * m.group_stride;
+  }
+
+  template <class T, class Block>
+  DETENT_HD void load(Block& block, const State& s, int t, int stage, Stored* dst) const {
+    const int k = t % kChunks * kPer, sum = stage * Depth + k;
+    DETENT_UNROLL
+    for (int i = 0; i < kPasses; ++i) {
+      const int32_t row = s.row + i * kStep;
+      const Stored* const from = s.p + row * m.pitch + sum;
+      Stored* const to = dst + T::at(t / kChunks + i * kStep, k);
+      if (sizeof(Stored) == 1 || m.vector) {
+        const bool ok = row < m.rows && sum < m.sum;
+        block.template copy<16>(to, ok ? from : s.p, ok);
+      } else {
+        for (int e = 0; e < kPer; ++e) {
+          const bool ok = row < m.rows && sum + e < m.sum;
+          block.template copy<4>(to + e, ok ? from + e : s.p, ok);
+        }
+      }
+    }
+  }
+};
+template <class Stored, int Rows, int Depth>
+using MatrixRowsB = MatrixRowsOf<Stored, Rows, Depth, false>;
+
+template <class Stored, int Rows, int Depth, bool along_m>
+struct MatrixColumnsOf {
+  static constexpr Major kMajor = Major::k_minor;
+  static constexpr int kChunks = Rows / 4, kStep = kTileThreads / kChunks, kPasses = Depth / kStep;
+  struct State {
+    const Stored* p;
+    int32_t row;
+  };
+  MatrixOperand m;
+
+  DETENT_HD void start(State& s, int t, const TilePosition& at) const {
+    s.row = (along_m ? at.m : at.n) * Rows + t % kChunks * 4;
+    s.p = static_cast<const Stored*>(m.p) + at.group * m.group_stride;
+  }
+
+  template <class T, class Block>
+  DETENT_HD void load(Block& block, const State& s, int t, int stage, Stored* dst) const {
+    DETENT_UNROLL
+    for (int i = 0; i < kPasses; ++i) {
+      const int k = t / kChunks + i * kStep, sum = stage * Depth + k;
+      const bool live = sum < m.sum;
+      const int32_t tap = m.by_depth.divide(live ? sum : 0), r = m.by_cols.divide(tap), c = tap - r * static_cast<int32_t>(m.by_cols.divisor);
+      const Stored* const from = s.p + s.row + r * m.tap_row + c * m.tap_col + static_cast<int64_t>((live ? sum : 0) - tap * m.depth) * m.pitch;
+      Stored* const to = dst + T::at(t % kChunks * 4, k);
+      if (m.vector) {
+        const bool ok = live && s.row < m.rows;
+        block.template copy<16>(to, ok ? from : s.p, ok);
+      } else {
+        for (int e = 0; e < 4; ++e) {
+          const bool ok = live && s.row + e < m.rows;
+          block.template copy<4>(to + e, ok ? from + e : s.p, ok);
+        }
+      }
+    }
+  }
+};
+template <class Stored, int Rows, int Depth>
+using MatrixColumnsA = MatrixColumnsOf<Stored, Rows, Depth, true>;
+template <class Stored, int Rows, int Depth>
+using MatrixColumnsB = MatrixColumnsOf<Stored, Rows, Depth, false>;
+
+}  // namespace detent::DETENT_CUDA_NAMESPACE

@@ -1,0 +1,78 @@
+// What happens to an accumulator before it is stored, element by element: Epilogue of core/backend.h on float sums, ONNX Runtime's order of operations on int32.
+#pragma once
+
+#include "detent/core/backend.h"
+#include "detent/core/math/integer_math.h"
+
+namespace detent {
+
+struct EpilogueResult {
+  float y = 0.0f;
+  uint8_t code = 0;
+  int8_t residual = 0;
+};
+
+/// v: the sum with its bias.
+DETENT_HD EpilogueResult finish(const Epilogue& e, float v) {
+  const bool masked = v <= e.clamp_min || v >= e.clamp_max;
+  v = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
+  EpilogueResult r;
+  r.y = v;
+  if (!e.quantize) return r;
+  const int32_t q = quantize(v, e.grid);
+  r.y = dequantize(q, e.grid);
+  r.code = static_cast<uint8_t>(q);
+  if (e.residual) r.residual = residual_byte(v, e.grid, masked, e.mask_on_value);
+  return r;
+}
+
+/// acc: the int32 sum with its bias.
+DETENT_HD EpilogueResult finish_integer(const Epilogue& e, int32_t acc, const AccumulatorScale& s) {
+  const float v = static_cast<float>(acc) * s.value;
+  const bool masked = v <= e.clamp_min || v >= e.clamp_max;
+  const float clamped = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
+  EpilogueResult r;
+  r.y = clamped;
+  if (!e.quantize) return r;
+  int32_t q = requantize(acc, s.multiplier, e.grid);
+  const int32_t lo = quantize(e.clamp_min, e.grid), hi = quantize(e.clamp_max, e.grid);
+  q = q < lo ? lo : (q > hi ? hi : q);
+  r.y = dequantize(q, e.grid);
+  r.code = static_cast<uint8_t>(q);
+  if (e.residual) {
+    r.residual = masked ? residual_byte(clamped, e.grid, true, e.mask_on_value) : residual_byte_at(static_cast<float>(acc) * s.multiplier, v, e.grid, e.mask_on_value);
+  }
+  return r;
+}
+
+/// Four neighbouring results, or one, to wherever the epilogue wants them, from element i on.
+DETENT_HD void write_one(const Epilogue& e, int64_t i, const EpilogueResult& r) {
+  if (e.y) e.y[i] = r.y;
+  if (e.quantize && e.codes) e.codes[i] = r.code;
+  if (e.quantize && e.residual) e.residual[i] = r.residual;
+}
+
+struct alignas(16) FloatQuad {
+  float v[4];
+};
+struct alignas(4) ByteQuad {
+  uint8_t v[4];
+};
+
+/// The same for four neighbours at once; i is a multiple of four and the pointers are aligned to 16 (y) and 4 bytes.
+DETENT_HD void write_four(const Epilogue& e, int64_t i, const EpilogueResult* r) {
+  if (e.y) *reinterpret_cast<FloatQuad*>(e.y + i) = {{r[0].y, r[1].y, r[2].y, r[3].y}};
+  if (e.quantize && e.codes) *reinterpret_cast<ByteQuad*>(e.codes + i) = {{r[0].code, r[1].code, r[2].code, r[3].code}};
+  if (e.quantize && e.residual) {
+    *reinterpret_cast<ByteQuad*>(e.residual + i) = {
+        {static_cast<uint8_t>(r[0].residual), static_cast<uint8_t>(r[1].residual), static_cast<uint8_t>(r[2].residual), static_cast<uint8_t>(r[3].residual)}};
+  }
+}
+
+/// Whether write_four may be used with rows of `pitch` elements.
+inline bool writes_four(const Epilogue& e, int64_t pitch) {
+  const auto aligned = [](const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
+  return pitch % 4 == 0 && aligned(e.y, 16) && aligned(e.codes, 4) && aligned(e.residual, 4);
+}
+
+}  // namespace detent

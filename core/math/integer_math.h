@@ -1,0 +1,47 @@
+// The epilogue of an integer convolution, as ONNX Runtime's QLinearConv has it: int32 sum, one float multiplication, round half to even, clamp.
+// The order of operations is part of the result. Compile as quant_math.h. Pure functions: thread-safe.
+#pragma once
+
+#include "detent/core/math/quant_math.h"
+
+namespace detent {
+
+/// A bias on the grid input_scale * weight_scale, saturated to int32 (round_to_accumulator_grid gives its float).
+DETENT_HD int32_t accumulator_bias(float bias, float input_scale, float weight_scale) {
+  const double q = rint(static_cast<double>(bias / (input_scale * weight_scale)));
+  return static_cast<int32_t>(q < -2147483648.0 ? -2147483648.0 : (q > 2147483647.0 ? 2147483647.0 : q));
+}
+
+/// The q of a weight w = dequantize(q) on a grid with zero point 0: exact for |q| < 2^22.
+DETENT_HD float weight_code(float w, float scale) { return rintf(w / scale); }
+
+/// int32 arithmetic of the target: wraps.
+DETENT_HD int32_t wrapping_add(int32_t a, int32_t b) { return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); }
+DETENT_HD int32_t wrapping_multiply(int32_t a, int32_t b) { return static_cast<int32_t>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b)); }
+
+/// Scales of one output channel: value = scale * acc, and multiplier = scale / output scale.
+struct AccumulatorScale {
+  float value = 1.0f;
+  float multiplier = 1.0f;
+};
+DETENT_HD AccumulatorScale accumulator_scale(float input_scale, float weight_scale, float output_scale) {
+  const float s = input_scale * weight_scale;
+  return {s, s / output_scale};
+}
+
+/// The output code before the activation: clamp(rint(float(acc) * multiplier) + z). A clamp behind it (ReLU) is a clamp to the codes of its bounds.
+DETENT_HD int32_t requantize(int32_t acc, float multiplier, const Grid& g) {
+  const float v = rintf(static_cast<float>(acc) * multiplier) + static_cast<float>(g.zero_point);
+  const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
+  return static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
+}
+
+/// residual_byte for v = acc * scale.value, whose place on the output grid is t = acc * scale.multiplier; v is inside the clamp.
+DETENT_HD int8_t residual_byte_at(float t, float v, const Grid& g, bool on_value) {
+  const float n = rintf(t), z = static_cast<float>(g.zero_point), q = n + z;
+  const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
+  const bool inside = on_value ? v >= g.scale * (lo - z) && v <= g.scale * (hi - z) : q >= lo && q <= hi;
+  return inside ? static_cast<int8_t>(rintf(kResidualScale * (n - t))) : kOutside;
+}
+
+}  // namespace detent
