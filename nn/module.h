@@ -31,6 +31,8 @@ class Transform {
     (void)elements;
     return std::nullopt;
   }
+  /// Why the network cannot be judged or trained now (calibration is under way), or "".
+  virtual std::string not_ready() const { return {}; }
   /// Its own parameters (learned ranges), named under the slot's name.
   virtual void visit(const std::string& prefix, Visitor& visitor) = 0;
 };

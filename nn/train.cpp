@@ -10,25 +10,12 @@ namespace {
 
 bool finite(const Tensor& t) { return backend(t.device()).kernels().count_nonfinite(t.data<float>(), t.elements()) == 0; }
 
-// Evaluation within a scope.
-class EvaluationScope {
- public:
-  explicit EvaluationScope(Graph& graph) : graph_(graph), mode_(graph.mode()) { graph_.set_mode(Mode::evaluation); }
-  ~EvaluationScope() { graph_.set_mode(mode_); }
-  EvaluationScope(const EvaluationScope&) = delete;
-  EvaluationScope& operator=(const EvaluationScope&) = delete;
-
- private:
-  Graph& graph_;
-  Mode mode_;
-  NoGrad no_grad_;
-};
-
 }  // namespace
 
 Trainer::Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule) : graph_(graph), optimizer_(optimizer), schedule_(schedule), parameters_(graph.parameters()) {}
 
 StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
+  require_ready(graph_, "training");
   StepInfo info;
   info.step = step_ + 1;
   info.images = images.dim(0);
@@ -52,6 +39,14 @@ StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   optimizer_.step(parameters_);
   ++step_;
   return info;
+}
+
+void require_ready(const Graph& graph, const char* action) {
+  for (int id = 0; id < graph.value_count(); ++id) {
+    const Transform* t = graph.value(Value{id}).transform.get();
+    const std::string why = t ? t->not_ready() : std::string();
+    DETENT_CHECK(why.empty(), action, " is refused: ", why);
+  }
 }
 
 std::string first_nonfinite_value(Graph& graph, const Tensor& images) {

@@ -10,6 +10,20 @@
 
 namespace detent::nn {
 
+/// Evaluation mode without recording, within a scope.
+class EvaluationScope {
+ public:
+  explicit EvaluationScope(Graph& graph) : graph_(graph), mode_(graph.mode()) { graph_.set_mode(Mode::evaluation); }
+  ~EvaluationScope() { graph_.set_mode(mode_); }
+  EvaluationScope(const EvaluationScope&) = delete;
+  EvaluationScope& operator=(const EvaluationScope&) = delete;
+
+ private:
+  Graph& graph_;
+  Mode mode_;
+  NoGrad no_grad_;
+};
+
 /// What one step did.
 struct StepInfo {
   int64_t step = 0;   ///< counted from 1, over all epochs
@@ -52,6 +66,9 @@ struct Accuracy {
 /// Counts top-1 and top-5 of scores [n,classes]; equal scores: the lowest class index wins. NaN never counts as correct.
 void count_correct(const Tensor& scores, const Tensor& labels, Accuracy& accuracy);
 
+/// Throws Error when a value of the graph is being calibrated: what `action` would see then is not the network.
+void require_ready(const Graph& graph, const char* action);
+
 /// Runs the network in evaluation mode without recording.
 Tensor infer(Graph& graph, const Tensor& images);
 
@@ -59,6 +76,7 @@ Tensor infer(Graph& graph, const Tensor& images);
 template <class Source>
 Accuracy evaluate(Graph& graph, Source&& source, const std::function<void(int64_t)>& on_batch = {}) {
   Accuracy a;
+  require_ready(graph, "evaluation");
   for (const auto& batch : source) {
     count_correct(infer(graph, batch.images), batch.labels, a);
     if (on_batch) on_batch(a.images);

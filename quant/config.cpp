@@ -440,13 +440,13 @@ bool QuantConfig::names_output_of(std::string_view op) const {
   return r && r->output_quantized.has_value();
 }
 
-Override QuantConfig::override_for(std::string_view layer) const {
+Override QuantConfig::override_for(std::string_view name, std::string_view layer) const {
   Override out;
   const auto take = [](auto& to, const auto& from) {
     if (from) to = from;
   };
   for (const Override& o : overrides) {
-    if (!glob_match(o.pattern, layer)) continue;
+    if (!glob_match(o.pattern, name) && (layer.empty() || !glob_match(o.pattern, layer))) continue;
     out.pattern = o.pattern;
     take(out.param_bits, o.param_bits);
     take(out.output_bits, o.output_bits);

@@ -81,8 +81,8 @@ struct QuantConfig {
   const OpRule* rule(std::string_view op) const;
   /// True when the config itself says whether this op's output is quantized (then grid_preserving_rules does not apply).
   bool names_output_of(std::string_view op) const;
-  /// All overrides whose pattern matches, merged in order.
-  Override override_for(std::string_view layer) const;
+  /// All overrides whose pattern matches, merged in order. A value made by a node matches by its own name or, `layer`, by the node's: imported files have both.
+  Override override_for(std::string_view name, std::string_view layer = {}) const;
 };
 
 /// '*' any run of characters, '?' one character; the whole name must match.

@@ -1,6 +1,7 @@
 #include "detent/quant/placement.h"
 
 #include <algorithm>
+#include <string_view>
 
 #include "detent/nn/layers.h"
 
@@ -12,12 +13,14 @@ using nn::Value;
 
 class Placer {
  public:
-  Placer(Graph& graph, const QuantSimOptions& options) : graph_(graph), options_(options), config_(options.config), wanted_(static_cast<size_t>(graph.value_count()), false) {}
+  Placer(Graph& graph, const QuantSimOptions& options) : graph_(graph), options_(options), config_(options.config), wanted_(static_cast<size_t>(graph.value_count()), false), inner_(wanted_) {}
 
   std::vector<Placement> run() {
+    check_overrides();
     mark_outputs();
     match_supergroups();
     mark_inputs();
+    apply_overrides();
     place_inputs();
     for (size_t i = 0; i < graph_.nodes().size(); ++i) {
       place_parameters(graph_.nodes()[i]);
@@ -30,6 +33,11 @@ class Placer {
  private:
   const Graph::Node& node(int i) const { return graph_.nodes()[static_cast<size_t>(i)]; }
   std::vector<bool>::reference wanted(Value v) { return wanted_[static_cast<size_t>(v.id)]; }
+
+  void keep_inside(Value v) {
+    wanted(v) = false;
+    inner_[static_cast<size_t>(v.id)] = true;
+  }
 
   // The only reader of a value, or -1: branches end every chain.
   int sole_consumer(Value v) const {
@@ -46,10 +54,41 @@ class Placer {
     for (const Graph::Node& n : graph_.nodes()) {
       if (n.op != "BatchNormalization") continue;
       const int p = graph_.value(n.inputs[0]).producer;
-      if (p >= 0 && foldable(node(p).op) && sole_consumer(n.inputs[0]) >= 0) wanted(n.inputs[0]) = false;
+      if (p >= 0 && foldable(node(p).op) && sole_consumer(n.inputs[0]) >= 0) keep_inside(n.inputs[0]);
     }
     for (const Value v : graph_.outputs()) {
       if (config_.model_output_quantized) wanted(v) = true;
+    }
+  }
+
+  // A pattern that matches no layer is most often a typing error.
+  void check_overrides() const {
+    std::vector<std::string_view> names;
+    for (const Graph::Node& n : graph_.nodes()) names.insert(names.end(), {n.name, graph_.value(n.output).name});
+    for (const Value v : graph_.inputs()) names.push_back(graph_.value(v).name);
+    for (size_t i = 0; i < config_.overrides.size(); ++i) {
+      const std::string& pattern = config_.overrides[i].pattern;
+      const bool found = std::any_of(names.begin(), names.end(), [&](std::string_view n) { return glob_match(pattern, n); });
+      DETENT_CHECK(found, config_.source, ": /overrides/", i, "/name: \"", pattern, "\" matches no layer of the network", nearest_name(pattern, names.data(), names.size()));
+    }
+  }
+
+  // What a layer's own setting says wins over all rules but one: what stays inside a group that the target computes at once is never quantized. Inputs that
+  // lie on a grid already are not quantized again.
+  void apply_overrides() {
+    if (config_.overrides.empty()) return;
+    const auto decide = [&](Value v, const Override& o) {
+      if (o.output_quantized) wanted(v) = *o.output_quantized && !inner_[static_cast<size_t>(v.id)];
+    };
+    for (const Value v : graph_.inputs()) decide(v, config_.override_for(graph_.value(v).name));
+    for (const Graph::Node& n : graph_.nodes()) {
+      const Override o = config_.override_for(graph_.value(n.output).name, n.name);
+      decide(n.output, o);
+      if (!o.input_quantized) continue;
+      for (const Value v : n.inputs) {
+        if (!*o.input_quantized && graph_.value(v).producer < 0) wanted(v) = false;
+        if (*o.input_quantized && !on_grid(v)) wanted(v) = true;
+      }
     }
   }
 
@@ -80,7 +119,7 @@ class Placer {
       at = next;
     }
     for (const int i : chain) grouped[static_cast<size_t>(i)] = true;
-    for (size_t k = 0; k + 1 < chain.size(); ++k) wanted(node(chain[k]).output) = false;
+    for (size_t k = 0; k + 1 < chain.size(); ++k) keep_inside(node(chain[k]).output);
   }
 
   void mark_inputs() {
@@ -118,6 +157,7 @@ class Placer {
     s.keep_frozen = o.frozen.value_or(false);
     s.grid.strict = config_.strict_symmetric;
     s.grid.unsigned_symmetric = config_.unsigned_symmetric;
+    s.grid.least_scale = options_.range_rule == RangeRule::aimet ? 0.0 : kLeastScale;
     s.estimator = options_.estimator;
     return s;
   }
@@ -132,7 +172,7 @@ class Placer {
     Graph::ValueInfo& info = graph_.value(v);
     const Graph::Node* producer = info.producer < 0 ? nullptr : &node(info.producer);
     const std::string op = producer ? producer->op : "";
-    const Override o = config_.override_for(info.name);
+    const Override o = config_.override_for(info.name, producer ? producer->name : std::string());
     QuantizerSpec s = base_spec(o);
     set_width(s, o.output_bits, options_.output_bits, o.output_format, options_.output_format);
     if (!o.output_quantized.value_or(true) || s.grid.bits == 32) return;
@@ -166,7 +206,7 @@ class Placer {
     visitor.buffer = [](const std::string&, Tensor&) {};
     visitor.parameter = [&](nn::Parameter& parameter) {
       const std::string& kind = parameter.kind;
-      const Override o = config_.override_for(n.name);
+      const Override o = config_.override_for(graph_.value(n.output).name, n.name);
       QuantizerSpec s = base_spec(o);
       set_width(s, o.param_bits, options_.param_bits, o.param_format, options_.param_format);
       bool on = config_.quantizes_param(n.op, kind);
@@ -209,7 +249,7 @@ class Placer {
   Graph& graph_;
   const QuantSimOptions& options_;
   const QuantConfig& config_;
-  std::vector<bool> wanted_;
+  std::vector<bool> wanted_, inner_;
   std::vector<Placement> placements_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "detent/core/bytes.h"
 #include "detent/core/math/half.h"
@@ -20,12 +21,27 @@ double bounded(double v) { return std::clamp(v, -kLargestBound, kLargestBound); 
 // Tells whether values have changed; 0 for a tensor that cannot be looked at here.
 uint64_t fingerprint(const Tensor& t) {
   if (t.device().type != DeviceType::cpu) return 0;
+  constexpr int64_t kChunk = 1 << 17;
   const auto* p = static_cast<const uint32_t*>(t.raw());
-  uint64_t lane[4] = {1, 2, 3, 4};
   const int64_t n = t.elements();
-  for (int64_t i = 0; i < n; ++i) lane[i & 3] = (lane[i & 3] ^ p[i]) * 0x9e3779b97f4a7c15u;
+  std::vector<uint64_t> chunks(static_cast<size_t>((n + kChunk - 1) / kChunk));
+  parallel_for(n, kChunk, [&](int64_t begin, int64_t end) {
+    uint64_t lane[4] = {1, 2, 3, 4};
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) {
+      for (int64_t l = 0; l < 4; ++l) {
+        uint64_t two;
+        std::memcpy(&two, p + i + 2 * l, sizeof(two));
+        lane[l] = (lane[l] ^ two ^ (lane[l] >> 32)) * 0x9e3779b97f4a7c15u;
+      }
+    }
+    for (; i < end; ++i) lane[0] = (lane[0] ^ p[i]) * 0x9e3779b97f4a7c15u;
+    uint64_t h = 0;
+    for (const uint64_t l : lane) h = (h ^ (l >> 29) ^ l) * 0xbf58476d1ce4e5b9u;
+    chunks[static_cast<size_t>(begin / kChunk)] = h;
+  });
   uint64_t h = static_cast<uint64_t>(n);
-  for (const uint64_t l : lane) h = (h ^ (l >> 29) ^ l) * 0xbf58476d1ce4e5b9u;
+  for (const uint64_t c : chunks) h = (h ^ (c >> 29) ^ c) * 0xbf58476d1ce4e5b9u;
   return h | 1u;
 }
 
@@ -49,14 +65,22 @@ Quantizer::Quantizer(std::string name, const QuantizerSpec& spec) : name_(std::m
 }
 
 void Quantizer::refuse(const char* action) const {
-  fail("quantizer \"", name_, "\": cannot ", action, " while ", to_string(state_), calibrated() ? "" : " and not calibrated",
-       "; run compute_encodings first, or see QuantizerState");
+  const char* why = state_ == QuantizerState::observing  ? "what it has seen is not complete; let compute_encodings (or finish_observing) end first"
+                    : state_ == QuantizerState::learning ? "that would throw its learned range away; freeze() it first"
+                    : calibrated()                       ? "enable() it first"
+                                                         : "run compute_encodings first";
+  fail("quantizer \"", name_, "\": cannot ", action, " while ", to_string(state_), calibrated() ? "" : " and not calibrated", "; ", why);
 }
 
 void Quantizer::rename(const std::string& name) {
   name_ = name;
   min_.name = name_ + ".min";
   max_.name = name_ + ".max";
+}
+
+void Quantizer::widen_bounds(const std::optional<double>& min_bound, const std::optional<double>& max_bound) {
+  spec_.min_bound = spec_.min_bound && min_bound ? std::optional(std::min(*spec_.min_bound, *min_bound)) : std::nullopt;
+  spec_.max_bound = spec_.max_bound && max_bound ? std::optional(std::max(*spec_.max_bound, *max_bound)) : std::nullopt;
 }
 
 ChannelView Quantizer::view(const Shape& shape) const {
@@ -66,9 +90,14 @@ ChannelView Quantizer::view(const Shape& shape) const {
 
 void Quantizer::observe() {
   if (spec_.parameter) refuse("observe a parameter (encode it from its values)");
-  if (state_ == QuantizerState::observing) refuse("start observing");
+  if (state_ == QuantizerState::observing || state_ == QuantizerState::learning) refuse("start observing");
   estimator_ = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
   state_ = QuantizerState::observing;
+}
+
+std::string Quantizer::not_ready() const {
+  if (state_ != QuantizerState::observing) return {};
+  return text("quantizer \"", name_, "\" is observing: values pass it in float while the ranges are calibrated; run forward passes only, and evaluate or train when compute_encodings has ended");
 }
 
 bool Quantizer::finish_observing() {
@@ -205,7 +234,7 @@ Range Quantizer::gated(Range r, const Range& before) const {
                "]); lower the learning rate and look for NaN in the gradients");
   if (spec_.rule == RangeRule::aimet) {
     r = {bounded(r.min), bounded(r.max)};
-    r.max = std::max(r.max, r.min + kMinWidth);
+    r.max = std::max(r.max, r.min + narrowest_width(spec_.grid));
     return r;
   }
   const double half = 0.5 * (before.max - before.min);
@@ -230,7 +259,7 @@ void Quantizer::refresh() {
     if (now.min == good[i].min && now.max == good[i].max) continue;
     changed = true;
     Range r = gated(now, good[i]);
-    const double floor = std::max(kMinWidth, kSmallestShare * (initial_[i].max - initial_[i].min));
+    const double floor = std::max(narrowest_width(spec_.grid), kSmallestShare * (initial_[i].max - initial_[i].min));
     if (spec_.rule != RangeRule::aimet && r.max - r.min < floor) {
       // A step that would close the range: keep the last good width.
       r = good[i].max - good[i].min >= floor ? good[i] : Range{std::min(r.min, -0.5 * floor), std::max(r.max, 0.5 * floor)};
@@ -266,6 +295,7 @@ Var Quantizer::apply(const nn::Context&, const Var& x) {
     case QuantizerState::off:
       return x;
     case QuantizerState::observing:
+      DETENT_CHECK(!grad_enabled(), "training is refused: ", not_ready());
       try {
         estimator_->observe(x.dense(), is_float() ? ChannelView{1, 1, x.shape().elements()} : view(x.shape()));
       } catch (const Error& e) {
@@ -355,6 +385,7 @@ void Quantizer::enable() {
 
 const std::vector<Grid>& Quantizer::grids() {
   DETENT_CHECK(!is_float(), "quantizer \"", name_, "\" keeps its value in ", to_string(spec_.format), ": it has no grid");
+  if (state_ == QuantizerState::observing) refuse("give a grid");
   DETENT_CHECK(calibrated(), "quantizer \"", name_, "\" has no range yet; run compute_encodings");
   if (followed_) update(followed_->value);
   if (state_ == QuantizerState::learning) refresh();

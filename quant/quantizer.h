@@ -43,6 +43,7 @@ class Quantizer final : public nn::Transform {
   Quantizer(std::string name, const QuantizerSpec& spec);
 
   Var apply(const nn::Context& context, const Var& x) override;
+  std::string not_ready() const override;
   /// Per tensor, within a byte, frozen or learning; under RangeRule::aimet nothing, as its gradients are exact.
   std::optional<GridTarget> grid_target(int64_t elements) override;
   /// The learned bounds "NAME.min" and "NAME.max", while learning.
@@ -54,7 +55,7 @@ class Quantizer final : public nn::Transform {
   bool calibrated() const { return is_float() || !grids_.empty(); }
   bool is_float() const { return spec_.format != NumberFormat::integer; }
 
-  /// off | frozen | learning -> observing: statistics start anew.
+  /// off | frozen -> observing: statistics start anew. While learning it is refused: the learned range would be lost. freeze() first.
   void observe();
   /// observing -> frozen or learning (by the scheme). Without any data: off, and returns false.
   bool finish_observing();
@@ -69,6 +70,8 @@ class Quantizer final : public nn::Transform {
   /// One grid per channel of `axis` from now on, each as the single one was.
   void split_channels(int axis, int64_t channels);
   void rename(const std::string& name);
+  /// The range may hold what another quantizer's bounds allow (QuantSim::tie).
+  void widen_bounds(const std::optional<double>& min_bound, const std::optional<double>& max_bound);
   void freeze();   ///< learning -> frozen
   void learn();    ///< frozen -> learning
   void disable();  ///< any -> off; the range is kept

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "detent/nn/train.h"
 #include "detent/quant/accumulator.h"
 #include "detent/quant/placement.h"
 
@@ -56,6 +57,20 @@ QuantSim::~QuantSim() {
 
 void QuantSim::compute_encodings(const std::function<void()>& callback) {
   const std::vector<Quantizer*> all = distinct(placements_);
+  for (const Quantizer* q : all) {
+    DETENT_CHECK(q->state() != QuantizerState::observing, "compute_encodings: quantizer \"", q->name(), "\" is observing: a calibration is under way already");
+    DETENT_CHECK(q->state() != QuantizerState::learning, "compute_encodings: quantizer \"", q->name(),
+                 "\" is learning: calibrating again would throw its range away; freeze() first when that is meant");
+  }
+  try {
+    calibrate(all, callback);
+  } catch (...) {  // nothing half-calibrated stays in force
+    for (Quantizer* q : all) q->state() == QuantizerState::observing ? q->abandon() : q->disable();
+    throw;
+  }
+}
+
+void QuantSim::calibrate(const std::vector<Quantizer*>& all, const std::function<void()>& callback) {
   for (Placement& p : placements_) {
     if (!p.parameter) continue;
     if (!p.quantizer->is_float() && p.quantizer->calibrated()) p.quantizer->require_scales({});
@@ -68,19 +83,8 @@ void QuantSim::compute_encodings(const std::function<void()>& callback) {
     any = true;
   }
   {
-    const nn::Mode mode = graph_.mode();
-    graph_.set_mode(nn::Mode::evaluation);
-    NoGrad no_grad;
-    try {
-      callback();
-    } catch (...) {
-      graph_.set_mode(mode);
-      for (Quantizer* q : all) {
-        if (q->state() == QuantizerState::observing) q->abandon();
-      }
-      throw;
-    }
-    graph_.set_mode(mode);
+    const nn::EvaluationScope scope(graph_);
+    callback();
   }
   unseen_.clear();
   size_t seen = 0;
@@ -120,7 +124,7 @@ std::string QuantSim::table() {
     for (const std::string& c : p.consumers) consumers += (consumers.empty() ? "" : ",") + c;
     out += text(p.name, '\t', p.producer.empty() ? "-" : p.producer, '\t', consumers.empty() ? "-" : consumers, '\t', q.spec().grid.bits, '\t',
                 q.spec().grid.symmetric ? "yes" : "no", '\t', to_string(q.state()), '\t');
-    if (!q.calibrated()) {
+    if (!q.calibrated() || q.state() == QuantizerState::observing) {
       out += "-\t-\n";
       continue;
     }
@@ -134,6 +138,29 @@ std::string QuantSim::table() {
                 " * (q - ", grids[0].zero_point, "), ", grids[0].qmin, "..", grids[0].qmax, '\n');
   }
   return align_columns(out);
+}
+
+void QuantSim::tie(const std::string& first, const std::string& second) {
+  Placement *a = nullptr, *b = nullptr;
+  for (Placement& p : placements_) {
+    if (p.name == first) a = &p;
+    if (p.name == second) b = &p;
+  }
+  for (const auto& [name, p] : {std::pair(first, a), std::pair(second, b)}) {
+    DETENT_CHECK(p && !p->parameter, "QuantSim::tie: \"", name, "\" is ", p ? "a parameter" : "no quantized value", "; table() lists the values there are");
+    DETENT_CHECK(!p->quantizer->calibrated() || p->quantizer->is_float(), "QuantSim::tie: \"", name, "\" has a range already; tie before compute_encodings");
+  }
+  const QuantizerSpec &s = a->quantizer->spec(), &t = b->quantizer->spec();
+  DETENT_CHECK(s.grid.bits == t.grid.bits && s.grid.symmetric == t.grid.symmetric && s.format == t.format && s.fixed_min == t.fixed_min && s.fixed_max == t.fixed_max && s.scheme == t.scheme,
+               "QuantSim::tie: \"", first, "\" and \"", second, "\" differ in bits, symmetry, format, fixed bounds or scheme; give both the same in the config");
+  // What one of them may hold the other must hold: bounds that only one has are dropped.
+  a->quantizer->widen_bounds(t.min_bound, t.max_bound);
+  const std::shared_ptr<Quantizer> gone = b->quantizer;
+  for (Placement& p : placements_) {
+    if (p.quantizer != gone) continue;
+    p.quantizer = a->quantizer;
+    graph_.value(p.value).transform = a->quantizer;
+  }
 }
 
 void QuantSim::freeze() {
@@ -168,6 +195,7 @@ void QuantSim::enable() {
 }
 
 EncodingMap QuantSim::encodings(bool int32_bias) {
+  for (const Placement& p : placements_) DETENT_CHECK(p.quantizer->state() != QuantizerState::observing, "QuantSim::encodings: quantizer \"", p.name, "\" is observing; wait for the end of compute_encodings");
   EncodingMap map;
   map.args = {.activation_bitwidth = options_.output_bits,
               .param_bitwidth = options_.param_bits,

@@ -52,8 +52,9 @@ class QuantSim {
   QuantSim(const QuantSim&) = delete;
   QuantSim& operator=(const QuantSim&) = delete;
 
-  /// Encodes parameters, runs the callback (forward passes over calibration data) while activations are observed, then encodes those. Throws Error when
-  /// nothing was observed, or a value holds NaN. Quantizers that never saw data are left off: see unseen().
+  /// Encodes parameters, runs the callback (forward passes over calibration data; evaluation and training are refused in it) while activations are observed,
+  /// then encodes those. Throws Error when nothing was observed, a value holds NaN, or a quantizer is learning (its range would be lost: freeze() first).
+  /// Quantizers that never saw data are left off: see unseen(). After an Error all quantizers are off.
   void compute_encodings(const std::function<void()>& callback);
   /// Names of the activation quantizers that the last calibration never reached.
   const std::vector<std::string>& unseen() const { return unseen_; }
@@ -75,6 +76,10 @@ class QuantSim {
   /// Sets grids as given and freezes them; a weight then keeps its grid when it changes. int32 entries of biases are derived values: nothing to set.
   void load_encodings(const EncodingMap& encodings, Load mode = Load::strict);
 
+  /// Both values get one quantizer, that of `first`, and so one grid and one learned range; before calibration. Throws Error for names without a quantizer,
+  /// quantizers that differ in bits, symmetry, number format or fixed bounds, and parameters.
+  void tie(const std::string& first, const std::string& second);
+
   void freeze();
   void learn();
   /// Float evaluation through the same Graph: all quantizers off; enable() brings their state back.
@@ -85,6 +90,7 @@ class QuantSim {
   std::vector<std::string> export_to(const std::string& folder, const std::string& prefix, const std::string& encodings_version = "1.0.0");
 
  private:
+  void calibrate(const std::vector<Quantizer*>& all, const std::function<void()>& callback);
   friend std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(QuantSim& sim);
   nn::Graph& graph_;
   QuantSimOptions options_;

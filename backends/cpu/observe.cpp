@@ -67,15 +67,17 @@ void histogram_acc(const HistogramArgs& a) {
   std::mutex mutex;  // integer counts: the order of the merge does not matter
   const RowKernels& k = row_kernels();
   const RowBins rule = {a.lo, a.width, a.bins, a.centred, a.clamp_ends};
+  const int32_t zero_bin = bin_of(0.0f, rule);
   parallel_for(a.n, 4 * kGrain, [&](int64_t begin, int64_t end) {
     // Four counters per bin: equal neighbours would otherwise wait for each other's store. The last bin takes what is dropped.
     constexpr int64_t kBuffer = 1024;
-    int32_t bin[kBuffer];
+    int32_t bin[kBuffer + kSumLanes];
     std::vector<uint32_t> count(4 * total.size());
     uint32_t* counter = count.data();
+    int64_t zeros = 0;
     for (int64_t i = begin; i < end; i += kBuffer) {
-      const int64_t n = std::min(kBuffer, end - i);
-      k.bins(a.x + i, n, rule, bin);
+      const int64_t all = std::min(kBuffer, end - i), n = k.bins(a.x + i, all, rule, bin);
+      zeros += all - n;
       int64_t j = 0;
       for (; j + 4 <= n; j += 4) {
         for (int64_t u = 0; u < 4; ++u) ++counter[4 * bin[j + u] + u];
@@ -83,6 +85,7 @@ void histogram_acc(const HistogramArgs& a) {
       for (; j < n; ++j) ++counter[4 * bin[j]];
     }
     std::lock_guard lock(mutex);
+    total[static_cast<size_t>(zero_bin)] += zeros;
     for (size_t b = 0; b < total.size(); ++b) {
       for (size_t j = 0; j < 4; ++j) total[b] += count[4 * b + j];
     }

@@ -38,9 +38,13 @@ struct RowKernels {
   void (*dequantize)(const uint8_t* codes, const RowGrid& g, float* y, int64_t n);
   /// Joins the row into *e.
   void (*extent)(const float* x, int64_t n, RowExtent* e);
-  /// Bin of each element; `bins` for one that is dropped.
-  void (*bins)(const float* x, int64_t n, const RowBins& b, int32_t* out);
+  /// Bins of the elements in order, `bins` for one that is dropped; returns how many it wrote. Zeros may be left out (activations are half zeros, and the
+  /// counter of one bin is slow to count in a row): n less what is returned. `out` has room for n + kSumLanes.
+  int64_t (*bins)(const float* x, int64_t n, const RowBins& b, int32_t* out);
 };
+
+/// The bin of one element, as RowKernels::bins has it.
+int32_t bin_of(float x, const RowBins& b);
 
 extern const RowKernels kRowsScalar;
 extern const RowKernels kRowsAvx2;

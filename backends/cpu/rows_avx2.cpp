@@ -173,7 +173,7 @@ DETENT_HD __m256 round_away(__m256 v) {
   return _mm256_round_ps(_mm256_add_ps(v, half), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
 }
 
-void bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
+int64_t bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
   const __m256 lo = _mm256_set1_ps(b.lo), width = _mm256_set1_ps(b.width), lo_bins = _mm256_set1_ps(b.lo / b.width);
   const __m256 zero = _mm256_setzero_ps(), last = _mm256_set1_ps(static_cast<float>(b.bins - 1));
   const __m256i none = _mm256_set1_epi32(b.bins);
@@ -186,6 +186,7 @@ void bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
     const __m256i in = _mm256_castps_si256(_mm256_and_ps(_mm256_cmp_ps(v, zero, _CMP_GE_OQ), _mm256_cmp_ps(v, last, _CMP_LE_OQ)));
     _mm256_maskstore_epi32(out + i, m, _mm256_blendv_epi8(none, _mm256_cvttps_epi32(v), in));
   }
+  return n;
 }
 
 }  // namespace

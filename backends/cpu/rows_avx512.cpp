@@ -137,9 +137,27 @@ DETENT_HD __m512 round_away(__m512 v) {
   return _mm512_roundscale_ps(_mm512_add_ps(v, half), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
 }
 
-void bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
+// In order, without the zeros.
+DETENT_HD int64_t append_bins(__m512i bin, __m512 a, __mmask16 m, int32_t* out, int64_t count) {
+  const __mmask16 keep = _mm512_mask_cmp_ps_mask(m, a, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  _mm512_storeu_si512(out + count, _mm512_maskz_compress_epi32(keep, bin));
+  return count + __builtin_popcount(keep);
+}
+
+int64_t bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
   const __m512 lo = _mm512_set1_ps(b.lo), width = _mm512_set1_ps(b.width), lo_bins = _mm512_set1_ps(b.lo / b.width);
   const __m512 zero = _mm512_setzero_ps(), last = _mm512_set1_ps(static_cast<float>(b.bins - 1));
+  const __m512i none = _mm512_set1_epi32(b.bins);
+  int64_t count = 0;
+  if (b.clamp_ends && !b.centred) {  // clamped before the cast, truncation is the floor
+    for (int64_t i = 0; i < n; i += 16) {
+      const __mmask16 m = tail_mask(n - i);
+      const __m512 a = _mm512_maskz_loadu_ps(m, x + i), v = _mm512_div_ps(_mm512_sub_ps(a, lo), width);
+      const __m512i bin = _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(v, zero), last));
+      count = append_bins(_mm512_mask_mov_epi32(bin, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), none), a, m, out, count);
+    }
+    return count;
+  }
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 m = tail_mask(n - i);
     const __m512 a = _mm512_maskz_loadu_ps(m, x + i);
@@ -148,8 +166,9 @@ void bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     if (b.clamp_ends) v = _mm512_mask_mov_ps(_mm512_min_ps(_mm512_max_ps(v, zero), last), nan, v);
     const __mmask16 in = static_cast<__mmask16>(_mm512_cmp_ps_mask(v, zero, _CMP_GE_OQ) & _mm512_cmp_ps_mask(v, last, _CMP_LE_OQ));
-    _mm512_mask_storeu_epi32(out + i, m, _mm512_mask_cvttps_epi32(_mm512_set1_epi32(b.bins), in, v));
+    count = append_bins(_mm512_mask_cvttps_epi32(none, in, v), a, m, out, count);
   }
+  return count;
 }
 
 }  // namespace

@@ -57,16 +57,19 @@ void extent(const float* x, int64_t n, RowExtent* e) {
   }
 }
 
-void bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
-  const float lo_bins = b.lo / b.width, last = static_cast<float>(b.bins - 1);
-  for (int64_t i = 0; i < n; ++i) {
-    float v = b.centred ? roundf(x[i] / b.width - lo_bins) : floorf((x[i] - b.lo) / b.width);
-    if (b.clamp_ends) v = v < 0.0f ? 0.0f : (v > last ? last : v);
-    out[i] = v >= 0.0f && v <= last ? static_cast<int32_t>(v) : b.bins;
-  }
+int64_t bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = bin_of(x[i], b);
+  return n;
 }
 
 }  // namespace
+
+int32_t bin_of(float x, const RowBins& b) {
+  const float last = static_cast<float>(b.bins - 1);
+  float v = b.centred ? roundf(x / b.width - b.lo / b.width) : floorf((x - b.lo) / b.width);
+  if (b.clamp_ends) v = v < 0.0f ? 0.0f : (v > last ? last : v);
+  return v >= 0.0f && v <= last ? static_cast<int32_t>(v) : b.bins;
+}
 
 const RowKernels kRowsScalar = {fake_quant, fake_quant_codes, fake_quant_backward, dequantize, extent, bins};
 

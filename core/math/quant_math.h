@@ -30,6 +30,7 @@ struct GridSpec {
   bool symmetric = false;
   bool strict = false;     ///< symmetric without the extra negative level: -127..127
   bool unsigned_symmetric = false;  ///< symmetric grids of non-negative ranges use 0..2^b-1
+  double least_scale = 0.0;  ///< narrower steps are widened to it (AIMET 2.42: kLeastScale); 0: ranges have a least width instead (AIMET up to v1)
 };
 
 /// Quantize in float, before the integer cast: rint(x/s)+z clamped to [qmin,qmax]; NaN gives z.
@@ -79,7 +80,15 @@ DETENT_HD int8_t residual_byte(float v, const Grid& g, bool masked, bool on_valu
 
 constexpr double kMinCalibrationWidth = 0.01;  ///< narrowest range a calibration may produce
 constexpr double kMinWidth = 1e-5;             ///< narrowest range a grid is made from
+constexpr double kLeastScale = 1.1920928955078125e-7;  ///< 2^-23
 constexpr double kFloatMax = 3.4028234663852886e38;
+
+/// Narrowest range a grid of this spec is made from; `without_scale` is the width where the spec sets none by its least scale.
+DETENT_HD double narrowest_width(const GridSpec& spec, double without_scale = kMinWidth) {
+  if (spec.least_scale <= 0.0) return without_scale;
+  const double levels = static_cast<double>((int64_t{1} << spec.bits) - (spec.symmetric ? 2 : 1));
+  return levels * spec.least_scale;
+}
 
 /// A grid before its scale is rounded to f32. offset = qmin - zero_point is AIMET's (the zero point on the unsigned grid, negated).
 struct GridSolution {
@@ -110,7 +119,7 @@ DETENT_HD bool is_signed_symmetric(const Range& r, const GridSpec& spec) { retur
 /// The only place where a range becomes a grid. Signed symmetric: zero point 0, qmin = -2^(b-1) (strict: -(2^(b-1)-1)), scale = max(|min|,|max|)/qmax.
 /// Otherwise 0..2^b-1 with scale = (max-min)/(2^b-1) and the zero point rounded half away in double (32 bits: shifted by 2^31 to fit). bits is 2..32.
 DETENT_HD GridSolution solve_grid(Range range, const GridSpec& spec) {
-  const Range r = gate_range(range, kMinWidth);
+  const Range r = gate_range(range, narrowest_width(spec));
   GridSolution g;
   if (is_signed_symmetric(r, spec)) {
     const double m = -r.min > r.max ? -r.min : r.max;
@@ -192,7 +201,8 @@ struct RangeGrads {
 /// dy over the clipped elements. Symmetric grids have one degree of freedom, the scale max / qmax, so dmin = -dmax.
 DETENT_HD RangeGrads range_grads_from_sums(double scale_sum, double clip_sum, const Range& range, const GridSpec& spec, RangeGradient rule = RangeGradient::aimet) {
   Range r = range;  // not made to hold zero: see learned_range
-  r.max = r.max < r.min + kMinWidth ? r.min + kMinWidth : r.max;
+  const double width = narrowest_width(spec);
+  r.max = r.max < r.min + width ? r.min + width : r.max;
   RangeGrads g;
   if (is_signed_symmetric(r, spec)) {
     g.max = scale_sum / signed_qmax(spec.bits);

@@ -156,10 +156,12 @@ void Flow::quantize() {
   sim_ = std::make_unique<quant::QuantSim>(net_, quant::QuantSimOptions{.scheme = o_.scheme,
                                                                         .param_bits = o_.param_bits,
                                                                         .output_bits = o_.output_bits,
+                                                                        .param_format = o_.param_format,
+                                                                        .output_format = o_.output_format,
                                                                         .config = config_,
                                                                         .range_rule = o_.range_rule,
                                                                         .range_learning_rate = o_.range_lr_scale,
-                                                                        .estimator = {}});
+                                                                        .estimator = {.percentile = o_.percentile}});
   const quant::QuantizerCounts n = sim_->counts();
   say(o_.quiet, text("placed ", n.weight, " weight, ", n.activation, " activation and ", n.bias, " bias quantizers"));
   if (n.weight + n.activation + n.bias == 0) say(false, "warning: the configuration leaves nothing quantized");
@@ -232,7 +234,21 @@ void Flow::load_ranges() {
   }
   DETENT_CHECK(loaded > 0, "--encodings ", o_.encodings, ": none of its ", map.activations.size() + map.params.size(),
                " entries is a quantizer of this network; --print-quantizers lists those");
+  warn_of_strangers(map);
   say(o_.quiet, text("loaded ", loaded, " of ", sim_->placements().size(), " ranges from ", o_.encodings));
+}
+
+// A file may name some quantizers only; what it names and the network lacks is told.
+void Flow::warn_of_strangers(const quant::EncodingMap& map) const {
+  std::string names;
+  int64_t count = 0;
+  for (const auto* list : {&map.activations, &map.params}) {
+    for (const quant::Encoding& e : *list) {
+      if (sim_->find(e.name) || e.bits == 32) continue;
+      if (++count <= 10) names += (count > 1 ? ", " : "") + e.name;
+    }
+  }
+  if (count > 0) say(false, text("warning: --encodings ", o_.encodings, ": ", count, " entries are no quantizers of this network: ", names, count > 10 ? ", ..." : ""));
 }
 
 // Measures batch norms that stayed in anew, then takes them into the weights and their scales.
@@ -352,8 +368,16 @@ void Flow::resume() {
   }
 }
 
+// The codes, and in a folder of their own the values of the float network, for comparison with a device.
 void Flow::dump_layers() {
-  io::LayerDump dump(net_, {.folder = o_.dump_layers, .layer_images = o_.dump_layer_images});
+  dump_layers_into(o_.dump_layers);
+  sim_->disable();
+  dump_layers_into(join_path(o_.dump_layers, "float"));
+  sim_->enable();
+}
+
+void Flow::dump_layers_into(const std::string& folder) {
+  io::LayerDump dump(net_, {.folder = folder, .layer_images = o_.dump_layer_images});
   io::LoaderOptions options = loader_options(false);
   options.limit = o_.dump_images;
   io::Loader loader(valid_set_, options);

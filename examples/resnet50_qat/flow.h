@@ -41,6 +41,7 @@ class Flow {
   void quantize();
   void calibrate();
   void load_ranges();
+  void warn_of_strangers(const detent::quant::EncodingMap& map) const;
   void fold_to_scale();
   bool train();
   detent::nn::StepInfo step(detent::nn::Trainer& trainer, const detent::io::Batch& batch);
@@ -49,6 +50,7 @@ class Flow {
   void remove_left_overs() const;
   void resume();
   void dump_layers();
+  void dump_layers_into(const std::string& folder);
   void finish();
   std::string path(const std::string& suffix) const;
 

@@ -78,7 +78,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.footer(
       "Ctrl-C or SIGTERM: the training step in progress is finished and saved; --resume auto goes on to the same bits. A second one ends at once.\n"
       "Exit code: 0 done, 2 wrong usage or input, 3 stopped as asked, work saved.");
-  std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule)), batch_norm = "fold", int32_bias = "auto";
+  std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule)), batch_norm = "fold", int32_bias = "auto", param_type = "int", output_type = "int";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--data", o.data, "folder of TFRecords train*, valid* (image/encoded, image/class/label)");
@@ -93,6 +93,9 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--quant-scheme", scheme, "range-learning-tf, range-learning-tf-enhanced, range-learning-percentile, tf, tf-enhanced, percentile, mse, moving-average, entropy");
   app.add_option("--param-bw", o.param_bits, "bits of weights, 2..16, or 32 for float");
   app.add_option("--output-bw", o.output_bits, "bits of activations, 2..16, or 32 for float");
+  app.add_option("--param-type", param_type, "what weights are kept in: int (a grid of --param-bw bits), float16 or bfloat16");
+  app.add_option("--output-type", output_type, "what activations are kept in: int (a grid of --output-bw bits), float16 or bfloat16");
+  app.add_option("--percentile", o.percentile, "of the percentile schemes, 50..100: the share of values on one side that the range holds; 100 is minimum and maximum");
   app.add_option("--config", o.config, "AIMET quantsim JSON, or the name of a shipped one: tensorflow_default, per_channel_default, integer");
   app.add_option("--range-gradient", rule, "how learned ranges move: gated, lsq (with its gradient scale), aimet (its exact rule, unguarded)");
   app.add_option("--range-lr-scale", o.range_lr_scale, "learning rate of ranges relative to that of weights");
@@ -141,6 +144,16 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
     fail("command line: ", what, "; see --help");
   }
   o.scheme = detent::quant::parse_scheme(scheme);
+  const auto format = [&](const char* type_option, const std::string& type, const char* bits_option, int& bits, detent::quant::NumberFormat& to) {
+    one_of(type_option, type, {"int", "float16", "bfloat16"});
+    to = detent::quant::parse_number_format(type);
+    if (to == detent::quant::NumberFormat::integer) return;
+    if (app.get_option(bits_option)->count() == 0) bits = 16;
+    DETENT_CHECK(bits == 16, bits_option, " ", bits, ": ", type_option, " ", type, " has 16 bits; leave ", bits_option, " out");
+  };
+  format("--param-type", param_type, "--param-bw", o.param_bits, o.param_format);
+  format("--output-type", output_type, "--output-bw", o.output_bits, o.output_format);
+  DETENT_CHECK(o.percentile >= 50.0 && o.percentile <= 100.0, "--percentile ", o.percentile, ": give 50..100");
   one_of("--batch-norm", batch_norm, {"fold", "keep"});
   o.keep_batch_norm = batch_norm == "keep";
   one_of("--int32-bias", int32_bias, {"auto", "yes", "no"});
@@ -163,6 +176,9 @@ std::string resume_key(const Options& o) {
                         {"quant-scheme", detent::quant::to_string(o.scheme)},
                         {"param-bw", o.param_bits},
                         {"output-bw", o.output_bits},
+                        {"param-type", detent::quant::to_string(o.param_format)},
+                        {"output-type", detent::quant::to_string(o.output_format)},
+                        {"percentile", o.percentile},
                         {"config", o.config},
                         {"range-gradient", to_string(o.range_rule)},
                         {"range-lr-scale", o.range_lr_scale},

@@ -21,6 +21,8 @@ struct Options {
   int64_t batch = 32, eval_batch = 64;
   detent::quant::Scheme scheme = detent::quant::Scheme::range_learning_tf_enhanced;
   int param_bits = 8, output_bits = 8;
+  detent::quant::NumberFormat param_format = detent::quant::NumberFormat::integer, output_format = detent::quant::NumberFormat::integer;
+  double percentile = 99.99;
   std::string config;
   detent::quant::RangeRule range_rule = detent::quant::RangeRule::gated;
   float range_lr_scale = 1.0f;
@@ -46,7 +48,7 @@ struct Options {
   std::string resume;         ///< empty, "auto" or a file
   int64_t float_steps = 300;  ///< of the built-in data set's float training
   int64_t skip_bad_records = 0;
-  std::string dump_layers;  ///< folder, or empty
+  std::string dump_layers;  ///< folder, or empty; the float network goes into its folder "float"
   int64_t dump_images = 64, dump_layer_images = 32;
   bool print_quantizers = false;
   bool quiet = false;

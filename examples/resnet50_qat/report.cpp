@@ -42,7 +42,10 @@ Report Report::from_json(const std::string& text) {
 }
 
 std::string table(const Report& r, const Options& o) {
-  const std::string bits = detent::text("W", o.param_bits, "A", o.output_bits);
+  const auto width = [](const char* letter, int bits, detent::quant::NumberFormat format) {
+    return format == detent::quant::NumberFormat::integer ? detent::text(letter, bits) : letter + std::string(detent::quant::to_string(format));
+  };
+  const std::string bits = width("W", o.param_bits, o.param_format) + width("A", o.output_bits, o.output_format);
   const std::map<std::string, std::string> labels = {{"float", "float"}, {"folded", "batch norms folded"}, {"ptq", "quantized " + bits + ", calibrated"}, {"qat", "quantized " + bits + ", trained"}};
   std::string out = "network                        top-1      top-5     images\n";
   for (const char* stage : kStages) {
@@ -65,6 +68,8 @@ std::string summary_json(const Report& r, const Options& o, const std::string& d
   j["quant_scheme"] = detent::quant::to_string(o.scheme);
   j["param_bw"] = o.param_bits;
   j["output_bw"] = o.output_bits;
+  j["param_type"] = detent::quant::to_string(o.param_format);
+  j["output_type"] = detent::quant::to_string(o.output_format);
   j["images"] = r.images;
   j["accuracy"] = Json::object();
   for (const char* stage : kStages) {

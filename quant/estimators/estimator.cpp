@@ -158,10 +158,10 @@ class MinMax final : public RangeEstimator {
     r = {std::min(r.min, e.min), std::max(r.max, e.max)};
   }
   Range range(int64_t channel, const GridSpec& spec) const override {
-    const Range r = gate_range(seen_[static_cast<size_t>(channel)], kMinCalibrationWidth);
-    if (symmetric_ == SymmetricExtreme::absolute || spec.strict || !is_signed_symmetric(r, spec)) return symmetric_if_asked(r, spec);
-    const double scale = std::max(r.max / signed_qmax(spec.bits), r.min / signed_qmin(spec.bits, false));
-    return {-scale * signed_qmax(spec.bits), scale * signed_qmax(spec.bits)};
+    const Range seen = seen_[static_cast<size_t>(channel)], r = gate_range(seen, narrowest_width(spec, kMinCalibrationWidth));
+    if (symmetric_ == SymmetricExtreme::absolute || !is_signed_symmetric(r, spec)) return symmetric_if_asked(r, spec);
+    const double most = torch_range(spec.least_scale > 0.0 ? gate_range(seen, 0.0) : r, grid_steps(spec), true, spec.least_scale).max;
+    return {-most, most};
   }
   void write(int64_t channel, Writer& out) const override { out.put(seen_[static_cast<size_t>(channel)].min), out.put(seen_[static_cast<size_t>(channel)].max); }
   void read(int64_t channel, Reader& in) override {
@@ -190,7 +190,7 @@ class MovingAverage final : public RangeEstimator {
     a.range = {keep * a.range.min + (1.0 - keep) * r.min, keep * a.range.max + (1.0 - keep) * r.max};
   }
   Range range(int64_t channel, const GridSpec& spec) const override {
-    return symmetric_if_asked(gate_range(average_[static_cast<size_t>(channel)].range, kMinCalibrationWidth), spec);
+    return symmetric_if_asked(gate_range(average_[static_cast<size_t>(channel)].range, narrowest_width(spec, kMinCalibrationWidth)), spec);
   }
   void write(int64_t channel, Writer& out) const override {
     const Average& a = average_[static_cast<size_t>(channel)];
@@ -233,7 +233,7 @@ class HistogramEstimator final : public RangeEstimator {
   }
   Range range(int64_t channel, const GridSpec& spec) const override {
     const auto c = static_cast<size_t>(channel);
-    return symmetric_if_asked(gate_range(frozen() ? search(frozen_[c], spec) : search(growing_[c], spec), kMinCalibrationWidth), spec);
+    return symmetric_if_asked(gate_range(frozen() ? search(frozen_[c], spec) : search(growing_[c], spec), narrowest_width(spec, kMinCalibrationWidth)), spec);
   }
   Range search(const FrozenHistogram& f, const GridSpec& spec) const {
     if (f.h.counts.empty()) return all_zero_range(spec);
@@ -251,7 +251,7 @@ class HistogramEstimator final : public RangeEstimator {
     if (g.seen.min == 0.0 && g.seen.max == 0.0) return g.seen;
     switch (kind_) {
       case EstimatorKind::tf_enhanced:
-        return sqnr_range(g.h, g.seen, spec);
+        return sqnr_range(g.h, g.seen, spec, {.refine = true});
       case EstimatorKind::percentile:
         return percentile_range(g.h, g.seen, options_.percentile);
       default:

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "detent/core/error.h"
+#include "detent/core/parallel.h"
 
 namespace detent::quant {
 namespace {
@@ -54,15 +55,20 @@ class Noise {
     return std::max(0.0, a2 - 2.0 * c * a1 + c * c * a0);
   }
   double rounding(const Candidate& c, int begin, int end) const {
-    double sum = 0.0;
-    if (begin >= end) return sum;
-    for (size_t i = start_[begin]; i < start_[end]; ++i) {
-      const double t = v_[i] / c.delta - c.offset;  // >= -1/2: truncation of t + 1/2 rounds half up
-      const double q = static_cast<double>(static_cast<int64_t>(t + 0.5));
+    if (begin >= end) return 0.0;
+    const auto cost = [&](size_t i) {
+      const double t = v_[i] / c.delta - c.offset;  // -1/2 .. levels + 1: truncation of t + 1/2 rounds half up
+      const double q = static_cast<double>(static_cast<int32_t>(t + 0.5));
       const double e = v_[i] - c.delta * (q + c.offset);
-      sum += p_[i] * e * e;
+      return p_[i] * e * e;
+    };
+    double sums[4] = {};  // so that the compiler may use vectors
+    size_t i = start_[begin];
+    for (; i + 4 <= start_[end]; i += 4) {
+      for (size_t lane = 0; lane < 4; ++lane) sums[lane] += cost(i + lane);
     }
-    return sum;
+    for (; i < start_[end]; ++i) sums[0] += cost(i);
+    return sums[0] + sums[1] + (sums[2] + sums[3]);
   }
 
   const Histogram& h_;
@@ -79,9 +85,9 @@ Range range_of_candidate(const Candidate& c, int64_t steps, const GridSpec& spec
   return {c.delta * c.offset, c.delta * (c.offset + static_cast<double>(steps))};
 }
 
-Range with_zero(Range r) {
+Range with_zero(Range r, double width = 0.0) {
   r.min = std::min(r.min, 0.0);
-  r.max = std::max({r.max, 0.0, r.min + kMinCalibrationWidth});
+  r.max = std::max({r.max, 0.0, r.min + width});
   return r;
 }
 
@@ -124,7 +130,7 @@ Range all_zero_range(const GridSpec& spec) {
 }
 
 Range sqnr_range_core(const Histogram& h, const GridSpec& spec) {
-  const Range seen = with_zero(occupied_edges(h));
+  const Range seen = with_zero(occupied_edges(h), narrowest_width(spec, kMinCalibrationWidth));
   const int64_t steps = grid_steps(spec), levels = (int64_t{1} << spec.bits) - 1;
   const bool is_signed = is_signed_symmetric(seen, spec);
   const Noise noise(h);
@@ -166,17 +172,50 @@ std::vector<Candidate> sqnr_candidates(Range observed, int64_t steps, const Grid
   return out;
 }
 
+namespace {
+
+// A pattern search about the best candidate: its neighbours in scale and offset, half as far away whenever none of them is better.
+Candidate refined(const Noise& noise, Candidate best, double cost, int64_t steps, bool symmetric, double gamma) {
+  constexpr int kHalvings = 6;
+  const auto n = static_cast<double>(steps);
+  double scale_step = best.delta / 32.0, offset_step = n / 40.0;
+  for (int halved = 0; halved < kHalvings;) {
+    const double shift = std::max(1.0, std::rint(offset_step));
+    const Candidate neighbours[] = {
+        {best.delta - scale_step, best.offset}, {best.delta + scale_step, best.offset}, {best.delta, best.offset - shift}, {best.delta, best.offset + shift}};
+    bool better = false;
+    for (const Candidate& c : neighbours) {
+      if (c.delta <= 0.0 || (c.offset != best.offset && (symmetric || c.offset < -n || c.offset > 0.0))) continue;
+      const double e = noise.exact(c, steps, gamma);
+      if (e < cost) cost = e, best = c, better = true;
+      if (better) break;
+    }
+    if (better) continue;
+    scale_step *= 0.5;
+    offset_step *= 0.5;
+    ++halved;
+  }
+  return best;
+}
+
+}  // namespace
+
 Range sqnr_range(const Histogram& h, Range observed, const GridSpec& spec, const SqnrOptions& options) {
-  const Range seen = with_zero(observed);
+  const Range seen = with_zero(observed, narrowest_width(spec, kMinCalibrationWidth));
   const int64_t steps = grid_steps(spec);
   const bool is_signed = is_signed_symmetric(seen, spec);
   const Noise noise(h);
   double best = std::numeric_limits<double>::infinity();
   Candidate winner;
-  for (const Candidate& c : sqnr_candidates(seen, steps, spec, options)) {
-    const double cost = noise.exact(c, steps, options.gamma);
-    if (cost < best) best = cost, winner = c;
+  const std::vector<Candidate> candidates = sqnr_candidates(seen, steps, spec, options);
+  std::vector<double> costs(candidates.size());
+  parallel_for(std::ssize(candidates), 32, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) costs[static_cast<size_t>(i)] = noise.exact(candidates[static_cast<size_t>(i)], steps, options.gamma);
+  });
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (costs[i] < best) best = costs[i], winner = candidates[i];
   }
+  if (options.refine && std::isfinite(best)) winner = refined(noise, winner, best, steps, spec.symmetric, options.gamma);
   return range_of_candidate(winner, steps, spec, is_signed);
 }
 
@@ -273,18 +312,17 @@ Range mse_range(const Histogram& h, const GridSpec& spec) {
   return best;
 }
 
-Range torch_range(Range observed, int64_t steps, bool symmetric) {
-  constexpr double kMinScale = 1.1920928955078125e-7;  // 2^-23
+Range torch_range(Range observed, int64_t steps, bool symmetric, double least_scale) {
   const auto n = static_cast<double>(steps);
   const double up = std::floor(0.5 * n), down = std::ceil(0.5 * n);
   Range r{std::min(observed.min, 0.0), std::max(observed.max, 0.0)};
   if (!symmetric) {
-    if ((r.max - r.min) / n < kMinScale) r.max += kMinScale * n;
+    if ((r.max - r.min) / n < least_scale) r.max += least_scale * n;
     return r;
   }
-  if ((r.max - r.min) / n < kMinScale) {
-    r.max += kMinScale * up;
-    r.min -= kMinScale * down;
+  if ((r.max - r.min) / n < least_scale) {
+    r.max += least_scale * up;
+    r.min -= least_scale * down;
   }
   const double delta = std::max(r.max / up, -r.min / down);
   return {-down * delta, up * delta};

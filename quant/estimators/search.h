@@ -19,6 +19,7 @@ struct SqnrOptions {
   int delta_candidates = 0;    ///< 0: 17 asymmetric, 101 symmetric
   int offset_candidates = 21;  ///< asymmetric only; the observed offset is one of them
   double gamma = 3.0;          ///< weight of the error of clipped values
+  bool refine = false;         ///< go on from the best candidate, in ever smaller steps, while the error falls
 };
 
 /// Number of steps of a grid: 2^bits - 1, one less when symmetric and strict.
@@ -44,7 +45,8 @@ Range entropy_range(const Histogram& h, Range observed, const GridSpec& spec);
 /// Where AIMET's core puts a range when it saw only zeros: one step past -1.
 Range all_zero_range(const GridSpec& spec);
 
-/// AIMET torch's rule for a calibrated range: zero inside, at least 2^-23 a step; symmetric ranges use the extra negative level.
-Range torch_range(Range observed, int64_t steps, bool symmetric);
+/// AIMET torch's rule for a calibrated range: zero inside; where a step would be narrower than the least scale, that much is added to it; symmetric ranges use
+/// the extra negative level.
+Range torch_range(Range observed, int64_t steps, bool symmetric, double least_scale = kLeastScale);
 
 }  // namespace detent::quant

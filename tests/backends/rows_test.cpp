@@ -71,7 +71,14 @@ TEST_CASE("row kernels: each instruction set equals the scalar twin to the bit")
         });
         for (int rule = 0; rule < 4; ++rule) {
           const cpu::RowBins b = {-100.0f * g.scale, 0.5f * g.scale, 512, rule % 2 == 0, rule >= 2};
-          compare<int32_t>(*fast, n, [&](const RowKernels& k, int32_t* out) { k.bins(x.data(), n, b, out); });
+          compare<int32_t>(*fast, b.bins + 1, [&](const RowKernels& k, int32_t* counts) {
+            std::vector<int32_t> bin(static_cast<size_t>(n + cpu::kSumLanes), -1);
+            const int64_t written = k.bins(x.data(), n, b, bin.data());
+            REQUIRE(written <= n);
+            std::fill(counts, counts + b.bins + 1, 0);
+            for (int64_t i = 0; i < written; ++i) ++counts[bin[static_cast<size_t>(i)]];
+            counts[cpu::bin_of(0.0f, b)] += static_cast<int32_t>(n - written);
+          });
         }
       }
     }

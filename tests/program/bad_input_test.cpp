@@ -57,6 +57,7 @@ void check(const Workshop& w, const std::vector<Bad>& rows) {
 TEST_CASE("bad_options") {
   const Workshop w;
   spill(w / "config.json", R"({"defaults": {"ops": {"is_output_quantised": "True"}}})");
+  spill(w / "override.json", R"({"defaults": {"ops": {"is_output_quantized": "True"}}, "overrides": [{"name": "layer9.0.conv1", "output_bitwidth": 4}]})");
   spill(w / "file", "");
   check(w, {
                {"unknown option", {"--foo"}, {"--foo"}},
@@ -68,6 +69,11 @@ TEST_CASE("bad_options") {
                {"a config that is no JSON", {"--config", w / "weights.safetensors"}, {"weights.safetensors"}},
                {"1 bit", {"--param-bw", "1"}, {"--param-bw 1"}},
                {"17 bits", {"--output-bw", "17"}, {"--output-bw 17"}},
+               {"8 bits of a 16-bit float", {"--param-type", "float16", "--param-bw", "8"}, {"--param-bw 8", "float16"}},
+               {"unknown number format", {"--output-type", "float61"}, {"float61", "float16"}},
+               {"a percentile that drops half", {"--percentile", "49"}, {"--percentile 49"}},
+               {"no calibration images", {"--calibration-samples", "0"}, {"--calibration-samples 0"}},
+               {"an override for no layer", {"--config", w / "override.json"}, {"override.json", "/overrides/0/name", "layer9.0.conv1", "layer1.0.conv1"}},
                {"bits that are no number", {"--output-bw", "x"}, {"--output-bw"}},
                {"no threads", {"--threads", "0"}, {"--threads 0"}},
                {"negative batch", {"--batch", "-1"}, {"--batch -1"}},
@@ -101,7 +107,7 @@ TEST_CASE("bad_weights") {
                {"another number of classes", {"--classes", "11"}, {"linear.weight", "[11,64]"}},
                {"pickled", {"--weights", w / "w.pth"}, {"w.pth", "never unpickled"}},
                {"a data file", {"--weights", (w / "data") + "/valid-00000-of-00001"}, {"valid-00000-of-00001"}},
-               {"NaN", {"--weights", w / "nan"}, {"calibration"}},
+               {"NaN", {"--weights", w / "nan"}, {"calibration", "\"linear\""}},
            });
 }
 

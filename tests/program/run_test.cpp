@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "detent/examples/resnet50_qat/report.h"
 #include "detent/io/encodings.h"
 #include "detent/tests/program/support.h"
 
@@ -71,6 +72,76 @@ TEST_CASE("a_run_and_its_summary") {
   const Outcome two = w.run(w.good("two") + Arguments{"--threads", "2"});
   REQUIRE(two.code == 0);
   same_results(w, "one", "two");
+}
+
+TEST_CASE("16_bit_floats_percentiles_and_dumps_of_both_networks") {
+  const Workshop w;
+  const Arguments brief{"--max-steps", "2", "--eval-samples", "8"};
+  const Outcome half = w.run(w.good("half") + brief + Arguments{"--param-type", "float16", "--output-type", "bfloat16", "--print-quantizers"});
+  INFO(half.err);
+  REQUIRE(half.code == 0);
+  CHECK_CONTAINS(half.out, "Wfloat16Abfloat16");
+  CHECK_CONTAINS(half.out, "bfloat16");
+  const auto j = nlohmann::json::parse(slurp((w / "half") + "/m.summary.json"));
+  CHECK(j.at("param_type") == "float16");
+  CHECK(j.at("output_bw") == 16);
+  const quant::EncodingMap map = io::read_encodings(slurp((w / "half") + "/m.encodings"), "m.encodings");
+  CHECK(map.params.size() == 20);
+  for (const quant::Encoding& e : map.activations) CHECK((e.is_float && e.bits == 16));
+
+  // Weights alone in floats, activations on a grid of 8 bits; every value is written twice, as codes and as the float network has it.
+  const Outcome mixed = w.run(w.good("mixed") + brief + Arguments{"--param-type", "bfloat16", "--quant-scheme", "percentile", "--percentile", "99", "--dump-layers", w / "dump", "--dump-images", "8"});
+  INFO(mixed.err);
+  REQUIRE(mixed.code == 0);
+  const quant::EncodingMap tight = io::read_encodings(slurp((w / "mixed") + "/m.encodings"), "m.encodings");
+  const Outcome all = w.run(w.good("all") + brief + Arguments{"--param-type", "bfloat16", "--quant-scheme", "percentile", "--percentile", "100"});
+  REQUIRE(all.code == 0);
+  const quant::EncodingMap wide = io::read_encodings(slurp((w / "all") + "/m.encodings"), "m.encodings");
+  int narrower = 0;
+  for (const quant::Encoding& e : tight.activations) {
+    CHECK_FALSE(e.is_float);
+    narrower += e.grids[0].scale < 0.95f * wide.find(e.name)->grids[0].scale;
+  }
+  CHECK(narrower > 20);
+  const auto codes = nlohmann::json::parse(slurp((w / "dump") + "/layers.json")), floats = nlohmann::json::parse(slurp((w / "dump") + "/float/layers.json"));
+  CHECK(codes.dump().find("uint8") != std::string::npos);
+  CHECK(floats.dump().find("uint8") == std::string::npos);
+}
+
+TEST_CASE("what_is_left_out_is_told") {
+  const Workshop w;
+  const Arguments brief{"--epochs", "0", "--eval-samples", "8"};
+  spill(w / "nothing.json", R"({"defaults": {}})");
+  const Outcome nothing = w.run(w.good("nothing") + brief + Arguments{"--config", w / "nothing.json"});
+  CHECK(nothing.code == 0);
+  CHECK_CONTAINS(nothing.err, "warning: the configuration leaves nothing quantized");
+  CHECK(nlohmann::json::parse(slurp((w / "nothing") + "/m.summary.json")).at("quantizers") == nlohmann::json{{"weight", 0}, {"activation", 0}, {"bias", 0}});
+
+  // Encodings of another network: what does not match is named; when nothing does, it is an error.
+  REQUIRE(w.run(w.good("own") + brief).code == 0);
+  const std::string own = slurp((w / "own") + "/m.encodings");
+  auto strange = nlohmann::json::parse(own);
+  strange["activation_encodings"][0]["name"] = "elsewhere";
+  spill(w / "strange.encodings", strange.dump());
+  const Outcome some = w.run(w.good("some") + brief + Arguments{"--encodings", w / "strange.encodings"});
+  CHECK(some.code == 0);
+  CHECK_CONTAINS(some.err, "1 entries are no quantizers of this network: elsewhere");
+  for (const char* list : {"activation_encodings", "param_encodings"}) {
+    for (auto& e : strange[list]) e["name"] = "other." + e["name"].get<std::string>();
+  }
+  spill(w / "strange.encodings", strange.dump());
+  const Outcome none = w.run(w.good("none") + brief + Arguments{"--encodings", w / "strange.encodings"});
+  CHECK(none.code == 2);
+  CHECK_CONTAINS(none.err, "none of its 50 entries is a quantizer of this network");
+}
+
+TEST_CASE("quantizers_without_data_stay_in_the_summary_over_a_resume") {
+  qat::Report report;
+  report.unseen = {"layer1.add", "fc"};
+  const qat::Report again = qat::Report::from_json(report.to_json());
+  CHECK(again.unseen == report.unseen);
+  const auto j = nlohmann::json::parse(qat::summary_json(again, {}, "cpu", {}, {}));
+  CHECK(j.at("quantizers_without_data") == nlohmann::json{"layer1.add", "fc"});
 }
 
 TEST_CASE("help_and_version") {

@@ -136,6 +136,23 @@ TEST_CASE("placement_overrides_and_constraints") {
   CHECK(sim.find("concat")->ranges()[0].max == doctest::Approx(4.0).epsilon(0.01));
 }
 
+TEST_CASE("placement_overrides_switch_on_and_off_and_match_something") {
+  Graph g = branching();
+  const auto with = [&](const std::string& overrides) { return config(R"("Gemm": {"is_output_quantized": "False"}, "MaxPool": {"is_output_quantized": "False"})", R"({"op_list": ["Conv", "Relu"]})", R"(, "overrides": [)" + overrides + "]"); };
+  CHECK(activations(g, with("")) == Names{"x", "relu", "left", "right", "concat", "pool"});
+  CHECK(activations(g, with(R"({"name": "fc", "is_output_quantized": true})")).contains("fc"));
+  CHECK(activations(g, with(R"({"name": "maxp*", "is_quantized": true})")).contains("maxpool"));
+  CHECK_FALSE(activations(g, with(R"({"name": "conv", "is_quantized": true})")).contains("conv"));  // inside conv + relu
+  CHECK_FALSE(activations(g, with(R"({"name": "pool", "is_output_quantized": false})")).contains("pool"));
+  CHECK_FALSE(activations(g, with(R"({"name": "x", "is_output_quantized": false})")).contains("x"));
+  CHECK_FALSE(activations(g, with(R"({"name": "conv", "is_input_quantized": false})")).contains("x"));
+  CHECK(activations(g, with(R"({"name": "pool", "is_output_quantized": false}, {"name": "fc", "is_input_quantized": true})")).contains("flatten"));
+  const std::string m = message_of([&] { activations(g, with(R"({"name": "left"}, {"name": "rihgt", "param_bitwidth": 4})")); });
+  CHECK_MENTIONS(m, "/overrides/1/name");
+  CHECK_MENTIONS(m, "\"rihgt\" matches no layer");
+  CHECK_MENTIONS(m, "nearest: right");
+}
+
 TEST_CASE("placement_ties_what_a_concat_joins") {
   Graph g = branching();
   QuantSim sim(g, {.scheme = Scheme::tf, .config = default_config("integer")});

@@ -56,7 +56,7 @@ TEST_CASE("quantizer_states") {
       {"observing, data", [](Quantizer& q) { q.observe(), feed(q, -1, 1); },
        {{"observe", "-"}, {"finish", "learning"}, {"abandon", "off"}, {"freeze", "-"}, {"learn", "-"}, {"disable", "-"}, {"enable", "-"}, {"set_ranges", "-"}}},
       {"learning", [](Quantizer& q) { calibrate(q); },
-       {{"observe", "observing"}, {"finish", "-"}, {"abandon", "-"}, {"freeze", "frozen"}, {"learn", "learning"}, {"disable", "off"}, {"enable", "-"}, {"set_ranges", "learning"}}},
+       {{"observe", "-"}, {"finish", "-"}, {"abandon", "-"}, {"freeze", "frozen"}, {"learn", "learning"}, {"disable", "off"}, {"enable", "-"}, {"set_ranges", "learning"}}},
       {"frozen", [](Quantizer& q) { calibrate(q), q.freeze(); },
        {{"observe", "observing"}, {"finish", "-"}, {"abandon", "-"}, {"freeze", "frozen"}, {"learn", "learning"}, {"disable", "off"}, {"enable", "-"}, {"set_ranges", "frozen"}}},
       {"disabled", [](Quantizer& q) { calibrate(q), q.disable(); },
@@ -79,6 +79,19 @@ TEST_CASE("quantizer_states") {
       }
     }
   }
+  Quantizer again("layer.relu", spec_of());
+  calibrate(again);
+  CHECK_MENTIONS(message_of([&] { again.observe(); }), "freeze() it first");
+  again.freeze();
+  again.observe();
+  CHECK_MENTIONS(message_of([&] { again.grids(); }), "while observing");
+  CHECK_MENTIONS(message_of([&] {
+                   Tape tape;
+                   feed(again, -1, 1);
+                 }),
+                 "training is refused");
+  feed(again, -1, 1);
+  CHECK(again.finish_observing());
   Quantizer post("a", spec_of(Scheme::tf));
   calibrate(post);
   CHECK(post.state() == QuantizerState::frozen);
@@ -102,7 +115,7 @@ TEST_CASE("quantizer_off_and_observing_change_nothing") {
 
 TEST_CASE("weights_on_a_symmetric_grid_keep_it") {
   Rng rng(6);
-  for (const int bits : {3, 4, 8}) {  // 2 bits have fewer than the three magnitudes that tell a grid
+  for (const int bits : {2, 3, 4, 8}) {
     for (const bool strict : {false, true}) {
       for (int trial = 0; trial < 100; ++trial) {
         QuantizerSpec s = spec_of(trial % 2 ? Scheme::range_learning_tf_enhanced : Scheme::range_learning_tf);

@@ -45,6 +45,64 @@ TEST_CASE("calibration_errors") {
   CHECK(message_of([&] { sim.compute_encodings([&] { g(images()); }); }).empty());
 }
 
+TEST_CASE("calibrating_training_and_evaluating_do_not_mix") {
+  struct Labelled {
+    Tensor images, labels;
+  };
+  const std::vector<Labelled> batches{{images(), class_labels(4, 4)}};
+  Graph g = folded_network();
+  QuantSim sim(g, {.scheme = Scheme::range_learning_tf});
+  Sgd sgd({.learning_rate = 0.01f});
+  Trainer trainer(g, sgd, {.base = 0.01f});
+  const auto during = [&](const std::function<void()>& action) { return message_of([&] { sim.compute_encodings([&] { g(images()), action(); }); }); };
+  CHECK_MENTIONS(during([&] { nn::evaluate(g, batches); }), "evaluation is refused: quantizer \"input\" is observing");
+  for (const Placement& p : sim.placements()) CHECK(p.quantizer->state() == QuantizerState::off);  // a calibration that fails leaves nothing half done
+  CHECK_MENTIONS(during([&] { trainer.step(images(), class_labels(4, 4)); }), "training is refused");
+  CHECK_MENTIONS(during([&] { sim.encodings(); }), "observing");
+  CHECK_MENTIONS(during([&] { sim.compute_encodings([] {}); }), "under way already");
+  CHECK(during([&] { CHECK_MENTIONS(sim.table(), "observing"); }).empty());
+  const std::vector<Grid> learned = sim.find("fc")->grids();
+  CHECK_MENTIONS(message_of([&] { sim.compute_encodings([&] { g(random_tensor({2, 8, 8, 3}, 77, 3.0f)); }); }), "learning: calibrating again would throw its range away");
+  CHECK(sim.find("fc")->grids() == learned);
+  sim.freeze();
+  CHECK(message_of([&] { sim.compute_encodings([&] { g(random_tensor({2, 8, 8, 3}, 77, 3.0f)); }); }).empty());
+  CHECK_FALSE(sim.find("fc")->grids() == learned);
+  CHECK(sim.find("fc")->state() == QuantizerState::learning);
+}
+
+TEST_CASE("tied_values_share_a_grid_while_they_learn") {
+  Graph g = folded_network();
+  QuantSim sim(g, {.scheme = Scheme::range_learning_tf});
+  const size_t quantizers = sim.placements().size();
+  sim.tie("relu1", "fc");
+  CHECK(sim.find("relu1") == sim.find("fc"));
+  CHECK(sim.placements().size() == quantizers);
+  CHECK_FALSE(sim.find("fc")->spec().min_bound.has_value());  // scores are negative too: what only the ReLU had is gone
+  sim.compute_encodings([&] { g(images()); });
+  Range seen{0.0, 0.0};
+  for (const char* name : {"relu1", "fc"}) {
+    Graph h = folded_network();
+    QuantSim other(h, {.scheme = Scheme::range_learning_tf});
+    other.compute_encodings([&] { h(images()); });
+    const Range r = other.find(name)->ranges()[0];
+    seen = {std::min(seen.min, r.min), std::max(seen.max, r.max)};
+  }
+  CHECK(sim.find("fc")->ranges()[0].max - sim.find("fc")->ranges()[0].min == doctest::Approx(seen.max - seen.min).epsilon(0.01));
+  Sgd sgd({.learning_rate = 0.05f});
+  Trainer trainer(g, sgd, {.base = 0.05f});
+  const std::vector<Grid> before = sim.find("fc")->grids();
+  for (int i = 0; i < 3; ++i) trainer.step(images(), class_labels(4, 4));
+  CHECK_FALSE(sim.find("fc")->grids() == before);
+  const EncodingMap map = sim.encodings();
+  CHECK(map.find("relu1")->grids == map.find("fc")->grids);
+  sim.load_encodings(map);
+  CHECK_MENTIONS(message_of([&] { sim.tie("input", "fc"); }), "range already");
+  Graph h = folded_network();
+  QuantSim other(h);
+  CHECK_MENTIONS(message_of([&] { other.tie("relu1", "conv1.weight"); }), "parameter");
+  CHECK_MENTIONS(message_of([&] { other.tie("relu1", "nowhere"); }), "\"nowhere\"");
+}
+
 TEST_CASE("calibration_sees_quantized_weights_and_float_activations") {
   Graph g = folded_network(), reference = folded_network();
   QuantSim sim(g, {.scheme = Scheme::tf, .param_bits = 3});
@@ -93,6 +151,7 @@ TEST_CASE("own_encodings_read_back_to_the_same_bits") {
       for (int i = 0; i < 3; ++i) trainer.step(images(), class_labels(4, 4));
       const Tensor before = infer(g, images());
       const EncodingMap read = io::read_encodings(io::write_encodings(sim.encodings(), version), "test");
+      sim.freeze();
       sim.compute_encodings([&] { g(random_tensor({2, 8, 8, 3}, 77, 3.0f)); });
       CHECK_FALSE(same_bits(infer(g, images()), before));
       sim.load_encodings(read);
