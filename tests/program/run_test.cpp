@@ -3,7 +3,6 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "detent/examples/resnet50_qat/report.h"
 #include "detent/io/encodings.h"
 #include "detent/tests/program/support.h"
 
@@ -135,13 +134,23 @@ TEST_CASE("what_is_left_out_is_told") {
   CHECK_CONTAINS(none.err, "none of its 50 entries is a quantizer of this network");
 }
 
-TEST_CASE("quantizers_without_data_stay_in_the_summary_over_a_resume") {
-  qat::Report report;
-  report.unseen = {"layer1.add", "fc"};
-  const qat::Report again = qat::Report::from_json(report.to_json());
-  CHECK(again.unseen == report.unseen);
-  const auto j = nlohmann::json::parse(qat::summary_json(again, {}, "cpu", {}, {}));
-  CHECK(j.at("quantizers_without_data") == nlohmann::json{"layer1.add", "fc"});
+TEST_CASE("batch_norms_left_in_are_frozen_measured_anew_and_folded_into_the_scales") {
+  const Workshop w;
+  for (const char* scheme : {"range-learning-tf", "tf"}) {
+    INFO(scheme);
+    const Arguments keep{"--batch-norm", "keep", "--freeze-bn-after", "3", "--reestimate-bn", "2", "--quant-scheme", scheme, "--config", "per_channel_default"};
+    const Outcome o = w.run(w.good(scheme) + keep);
+    INFO(o.err);
+    REQUIRE(o.code == 0);
+    const auto j = nlohmann::json::parse(slurp((w / scheme) + "/m.summary.json"));
+    CHECK_FALSE(j.at("accuracy").contains("folded"));
+    CHECK(j.at("accuracy").contains("qat"));
+    const quant::EncodingMap map = io::read_encodings(slurp((w / scheme) + "/m.encodings"), "m.encodings");
+    CHECK(map.find("layer1.0.conv2") != nullptr);  // the batch norm's quantizer sits behind the convolution again
+    CHECK(map.find("layer1.0.bn2") == nullptr);
+    CHECK(map.find("layer1.0.conv2.weight")->grids.size() == 16);
+    CHECK(slurp((w / scheme) + "/m.qdq.onnx").find("BatchNormalization") == std::string::npos);
+  }
 }
 
 TEST_CASE("help_and_version") {
