@@ -46,6 +46,9 @@ Tensor reduce_to(const Tensor& x, const Shape& shape);
 /// x repeated along the axes where its extent is 1 or missing.
 Tensor broadcast_to(const Tensor& x, const Shape& shape);
 
+/// Memory for a gradient of dy's shape: dy's own when nothing else reads it. Kernels that go element by element may write over what they read.
+Tensor reuse(const Tensor& dy);
+
 /// What an op keeps of an input it reads dense or coded.
 struct Kept {
   Tensor x;

@@ -30,6 +30,10 @@ struct Conv2dSpec {
   int64_t groups = 1;
   /// Fused clamp of the result; ReLU is [0, inf). Its gradient is that of clip().
   float clamp_min = -kInfinity, clamp_max = kInfinity;
+  /// [k] or undefined: the sums are multiplied by it before the bias is added (an evaluated batch norm). For inference; an Error when a gradient is wanted.
+  Tensor channel_scale = {};
+  /// Of the result's shape, or undefined: added behind the bias and before the clamp (a residual branch). For inference too.
+  Tensor addend = {};
 };
 Shape conv2d_shape(const Shape& x, const Shape& w, const Conv2dSpec& spec);
 /// bias is [k] or null. A coded x stays coded: the kernel reads its bytes, and they are all that is kept for the backward pass.

@@ -27,15 +27,19 @@ ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const C
 }
 
 // Dense is a convolution of one image of a single row: the same kernels, the same coded inputs.
-Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const ConvGeometry& g, const Shape& y_shape, float lo, float hi, const GridTarget* target = nullptr) {
+Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const ConvGeometry& g, const Shape& y_shape, const Conv2dSpec& spec, const GridTarget* target) {
+  const float lo = spec.clamp_min, hi = spec.clamp_max;
   const Device device = x.device();
   const ops::Kept kept_x = ops::keep(x);
   const Tensor wt = w.dense();
   const bool wanted = x.tracked() || w.tracked() || (bias && bias->tracked()) || (target && target->min.tracked());
+  DETENT_CHECK(!(wanted && (spec.channel_scale.defined() || spec.addend.defined())), op, ": channel_scale and addend are for inference, but a gradient of an input is wanted");
   std::optional<ops::ToGrid> to_grid;
   if (target) to_grid.emplace(op, y_shape, device, *target, wanted);
   Tensor y;
   Conv2dArgs args{.geometry = g, .input = kept_x.input(), .w = wt.data<float>(), .epilogue = {}};
+  args.epilogue.scale = spec.channel_scale.defined() ? spec.channel_scale.data<float>() : nullptr;
+  args.epilogue.addend = spec.addend.defined() ? spec.addend.data<float>() : nullptr;
   args.epilogue.bias = bias ? bias->dense().data<float>() : nullptr;
   args.epilogue.clamp_min = lo;
   args.epilogue.clamp_max = hi;
@@ -115,7 +119,9 @@ static Var checked_conv2d(const char* op, const Var& x, const Var& w, const Var*
   check_common(op, x, w, bias);
   const Shape y = conv2d_shape(x.shape(), w.shape(), spec);
   if (bias) ops::check_shape(op, "bias", bias->shape(), Shape{y[3]});
-  return convolve(op, x, w, bias, geometry_of(x.shape(), w.shape(), y, spec), y, spec.clamp_min, spec.clamp_max, target);
+  if (spec.channel_scale.defined()) ops::check_tensor(op, "channel_scale", spec.channel_scale, DType::f32, Shape{y[3]}, x.device());
+  if (spec.addend.defined()) ops::check_tensor(op, "addend", spec.addend, DType::f32, y, x.device());
+  return convolve(op, x, w, bias, geometry_of(x.shape(), w.shape(), y, spec), y, spec, target);
 }
 
 Var conv2d(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec) { return checked_conv2d("conv2d", x, w, bias, spec, nullptr); }
@@ -136,7 +142,7 @@ static Var checked_dense(const char* op, const Var& x, const Var& w, const Var* 
   const Shape y = dense_shape(x.shape(), w.shape());
   if (bias) ops::check_shape(op, "bias", bias->shape(), Shape{y[1]});
   const ConvGeometry g{.n = 1, .h = 1, .w = y[0], .c = x.shape()[1], .k = y[1], .oh = 1, .ow = y[0]};
-  return convolve(op, x, w, bias, g, y, -kInfinity, kInfinity, target);
+  return convolve(op, x, w, bias, g, y, {}, target);
 }
 
 Var dense(const Var& x, const Var& w, const Var* bias) { return checked_dense("dense", x, w, bias, nullptr); }

@@ -4,6 +4,8 @@ namespace detent {
 
 namespace ops {
 
+Tensor reuse(const Tensor& dy) { return dy.unique() ? dy : Tensor(dy.shape(), DType::f32, dy.device()); }
+
 ConvInput Kept::input() const {
   ConvInput in;
   if (x.dtype() == DType::u8) {
@@ -36,7 +38,7 @@ void ToGrid::fill(Epilogue& e) const {
 Var ToGrid::result() const { return Var(Coded{codes_, grid_}); }
 
 Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at) const {
-  Tensor dx(dy.shape(), DType::f32, dy.device());
+  Tensor dx = reuse(dy);
   Tensor sums(Shape{2}, DType::i64, dy.device());  // doubles in the memory of 64-bit integers
   QuantizedBackwardArgs args{.n = dy.elements(), .codes = codes_.data<uint8_t>(), .residual = residual_.data<int8_t>(), .grid = grid_, .dy = dy.data<float>(), .dx = dx.data<float>()};
   args.scale_sum = static_cast<double*>(sums.raw());

@@ -52,8 +52,6 @@ Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_
     mean = mean.clone();
     var = var.clone();
   }
-  const bool clamped = spec.clamp_min > -kInfinity || spec.clamp_max < kInfinity;
-  const Tensor saved_y = clamped ? y : Tensor();
   return Tape::record("batch_norm", {x, gamma, beta}, Var(std::move(y)), [=](const Tensor& dy, GradSink& sink) {
     const auto wanted = [&](int i, const Shape& shape) { return sink.needs(i) ? Tensor(shape, DType::f32, dy.device()) : Tensor(); };
     Tensor d[3] = {wanted(0, xt.shape()), wanted(1, Shape{c}), wanted(2, Shape{c})};
@@ -64,11 +62,11 @@ Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_
                               .eps = spec.eps,
                               .training = training,
                               .x = xt.data<float>(),
-                              .y = clamped ? saved_y.data<float>() : nullptr,
                               .dy = dy.data<float>(),
                               .mean = mean.data<float>(),
                               .var = var.data<float>(),
                               .gamma = gt.data<float>(),
+                              .beta = bt.data<float>(),
                               .clamp_min = spec.clamp_min,
                               .clamp_max = spec.clamp_max,
                               .dx = out(d[0]),

@@ -17,9 +17,11 @@
 
 namespace detent {
 
-/// What happens to an accumulator before it is stored: + bias, clamp (ReLU is [0,inf)), quantize. Unused parts are null or infinite.
+/// What happens to an accumulator before it is stored: * scale, + bias, + addend, clamp (ReLU is [0,inf)), quantize. Unused parts are null or infinite.
 struct Epilogue {
-  const float* bias = nullptr;  // [k]
+  const float* scale = nullptr;  // [k] or null: the accumulator is multiplied first (an evaluated batch norm)
+  const float* bias = nullptr;   // [k] or null
+  const float* addend = nullptr; // another tensor of the result's shape, or null
   float clamp_min = -std::numeric_limits<float>::infinity();
   float clamp_max = std::numeric_limits<float>::infinity();  // NaN passes through the clamp
   bool quantize = false;
@@ -167,17 +169,17 @@ struct BatchNormArgs {
 };
 
 /// training: gradient through the batch statistics; else mean and var are constants.
-/// With a finite clamp, y (the clamped result) masks dy first: elements with y <= clamp_min or y >= clamp_max give no gradient.
+/// With a finite clamp dy is masked first: elements whose result, computed again from x as batch_norm does, is <= clamp_min or >= clamp_max give no gradient.
 struct BatchNormBackwardArgs {
   int64_t rows = 0, c = 0;
   float eps = 1e-5f;
   bool training = true;
   const float* x = nullptr;
-  const float* y = nullptr;
   const float* dy = nullptr;
   const float* mean = nullptr;
   const float* var = nullptr;
-  const float* gamma = nullptr;
+  const float* gamma = nullptr;  // may be null: 1
+  const float* beta = nullptr;   // may be null: 0; read with a clamp only
   float clamp_min = -std::numeric_limits<float>::infinity();
   float clamp_max = std::numeric_limits<float>::infinity();
   float* dx = nullptr;       // may be null
@@ -206,7 +208,7 @@ struct DequantizeArgs {
   int64_t n = 0;
 };
 
-/// v = a + b, elementwise, through the epilogue (without bias).
+/// v = a + b, elementwise, through the epilogue (without scale, bias and addend).
 struct AddArgs {
   int64_t n = 0;
   ConvInput a, b;

@@ -177,18 +177,18 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
   if (planned) {
     steps = compile_plan(*this);
   } else {
-    for (size_t i = 0; i < nodes_.size(); ++i) steps.push_back({.head = static_cast<int>(i), .norm = -1, .output = nodes_[i].output});
+    for (size_t i = 0; i < nodes_.size(); ++i) steps.push_back({.head = static_cast<int>(i), .norm = -1, .addend = {}, .output = nodes_[i].output});
   }
   std::vector<int> uses(values_.size(), 0);
   for (const PlanStep& s : steps) {
-    for (const Value v : nodes_[static_cast<size_t>(s.head)].inputs) ++uses[static_cast<size_t>(v.id)];
+    for (const Value v : step_inputs(*this, s)) ++uses[static_cast<size_t>(v.id)];
   }
   for (const Value v : wanted) ++uses[static_cast<size_t>(v.id)];
   std::vector<Var> in;
   for (const PlanStep& s : steps) {
     const Node& n = nodes_[static_cast<size_t>(s.head)];
     in.clear();
-    for (const Value v : n.inputs) {
+    for (const Value v : step_inputs(*this, s)) {
       Var& x = vars[static_cast<size_t>(v.id)];
       in.push_back(x);
       if (--uses[static_cast<size_t>(v.id)] == 0) x = Var();

@@ -17,9 +17,11 @@ int next_in_chain(const Graph& g, const std::vector<std::vector<int>>& readers, 
   return r.size() == 1 && !g.is_output(v) && !(g.scores() == v) && !g.value(v).transform ? r[0] : -1;
 }
 
+bool joins(const Graph& g, const Graph::Node& n) { return n.op == "Add" && n.inputs.size() == 2 && g.value(n.inputs[0]).shape == g.value(n.inputs[1]).shape; }
+
 bool starts_chain(const Graph& g, const Graph::Node& n) {
   if (n.op == "Conv" || n.op == "Gemm" || n.op == "BatchNormalization") return true;
-  return n.op == "Add" && n.inputs.size() == 2 && g.value(n.inputs[0]).shape == g.value(n.inputs[1]).shape;
+  return joins(g, n);
 }
 
 Parameter* bias_of(Module& m) {
@@ -31,19 +33,20 @@ Parameter* bias_of(Module& m) {
 struct Operands {
   Var weight, bias;
   bool has_bias = false;
+  Tensor channel_scale;  // of an evaluated batch norm
 };
 
-// Weight and bias as the layer's own forward takes them, or with an evaluated batch norm folded in.
+// Weight and bias as the layer's own forward takes them; an evaluated batch norm becomes a scale per channel and a bias.
 Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var& x) {
   auto* conv = dynamic_cast<Conv2d*>(&m);
   Operands o;
   o.weight = conv ? conv->weight.var(context) : static_cast<Dense&>(m).weight.var(context);
   Parameter* bias = bias_of(m);
   if (norm) {
-    Tensor w = o.weight.dense(), b = bias ? bias->value : Tensor();
-    fold_backward(w, b, norm_terms(norm->weight.value, norm->bias.value, norm->running_mean, norm->running_var, static_cast<double>(norm->options().eps)));
-    o.weight = Var(w);
-    o.bias = Var(b);
+    const ChannelAffine a =
+        channel_affine(bias ? bias->value : Tensor(), norm_terms(norm->weight.value, norm->bias.value, norm->running_mean, norm->running_var, static_cast<double>(norm->options().eps)), x.device());
+    o.channel_scale = a.scale;
+    o.bias = Var(a.shift);
     o.has_bias = true;
   } else if (bias) {
     o.bias = on_accumulator_grid(bias->var(context), x, o.weight);
@@ -52,13 +55,15 @@ Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var&
   return o;
 }
 
-Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const GridTarget* target) {
+Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target) {
   const Operands o = operands(m, norm, context, x);
   const Var* bias = o.has_bias ? &o.bias : nullptr;
   if (auto* conv = dynamic_cast<Conv2d*>(&m)) {
     Conv2dSpec spec = conv->options().spec;
     spec.clamp_min = s.clamp_min;
     spec.clamp_max = s.clamp_max;
+    spec.channel_scale = o.channel_scale;
+    spec.addend = addend;
     return target ? conv2d_quantized(x, o.weight, bias, spec, *target) : conv2d(x, o.weight, bias, spec);
   }
   if (target && s.clamp_min == -kInfinity && s.clamp_max == kInfinity) return dense_quantized(x, o.weight, bias, *target);
@@ -73,37 +78,91 @@ Var run_norm(BatchNorm& n, const PlanStep& s, const Context& context, const Var&
 
 }  // namespace
 
-std::vector<PlanStep> compile_plan(const Graph& g) {
-  std::vector<std::vector<int>> readers(static_cast<size_t>(g.value_count()));
-  const auto& nodes = g.nodes();
-  for (size_t i = 0; i < nodes.size(); ++i) {
-    for (const Value v : nodes[i].inputs) readers[static_cast<size_t>(v.id)].push_back(static_cast<int>(i));
+namespace {
+
+class Planner {
+ public:
+  explicit Planner(const Graph& g)
+      : g_(g), readers_(static_cast<size_t>(g.value_count())), taken_(g.nodes().size(), false), computed_(static_cast<size_t>(g.value_count()), false) {
+    for (size_t i = 0; i < g.nodes().size(); ++i) {
+      for (const Value v : g.nodes()[i].inputs) readers_[static_cast<size_t>(v.id)].push_back(static_cast<int>(i));
+    }
+    for (const Value v : g.inputs()) computed_[static_cast<size_t>(v.id)] = true;
   }
-  std::vector<bool> taken(nodes.size(), false);
-  std::vector<PlanStep> steps;
-  for (int i = 0; i < static_cast<int>(nodes.size()); ++i) {
-    const Graph::Node& n = nodes[static_cast<size_t>(i)];
-    if (taken[static_cast<size_t>(i)]) continue;
-    PlanStep step{.head = i, .norm = -1, .output = n.output};
-    if (starts_chain(g, n)) {
-      int next = next_in_chain(g, readers, n.output);
-      if (next >= 0 && (n.op == "Conv" || n.op == "Gemm") && nodes[static_cast<size_t>(next)].op == "BatchNormalization") {
-        step.norm = next;
-        step.output = nodes[static_cast<size_t>(next)].output;
-        taken[static_cast<size_t>(next)] = true;
-        next = next_in_chain(g, readers, step.output);
-      }
-      if (next >= 0 && is_clamp(nodes[static_cast<size_t>(next)])) {
-        const Pointwise& op = static_cast<const Activation&>(*nodes[static_cast<size_t>(next)].module).op();
-        step.clamp_min = op.a;
-        step.clamp_max = op.b;
-        step.output = nodes[static_cast<size_t>(next)].output;
-        taken[static_cast<size_t>(next)] = true;
+
+  std::vector<PlanStep> run() {
+    std::vector<PlanStep> steps;
+    for (int i = 0; i < static_cast<int>(g_.nodes().size()); ++i) {
+      if (taken_[static_cast<size_t>(i)]) continue;
+      steps.push_back(step_from(i));
+      computed_[static_cast<size_t>(steps.back().output.id)] = true;
+    }
+    return steps;
+  }
+
+ private:
+  PlanStep step_from(int head) {
+    const Graph::Node& n = node(head);
+    PlanStep step{.head = head, .norm = -1, .addend = {}, .output = n.output};
+    if (!starts_chain(g_, n)) return step;
+    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && (n.op == "Conv" || n.op == "Gemm") && node(next).op == "BatchNormalization") {
+      step.norm = next;
+      take(step, next);
+    }
+    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && n.op == "Conv" && joins(g_, node(next))) {
+      const Value other = node(next).inputs[node(next).inputs[0] == step.output ? 1 : 0];
+      if (computed_[static_cast<size_t>(other.id)]) {
+        step.addend = other;
+        take(step, next);
       }
     }
-    steps.push_back(step);
+    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && is_clamp(node(next))) {
+      const Pointwise& op = static_cast<const Activation&>(*node(next).module).op();
+      step.clamp_min = op.a;
+      step.clamp_max = op.b;
+      take(step, next);
+    }
+    return step;
   }
-  return steps;
+
+  void take(PlanStep& step, int next) {
+    step.output = node(next).output;
+    taken_[static_cast<size_t>(next)] = true;
+  }
+  const Graph::Node& node(int i) const { return g_.nodes()[static_cast<size_t>(i)]; }
+
+  const Graph& g_;
+  std::vector<std::vector<int>> readers_;
+  std::vector<bool> taken_;
+  std::vector<bool> computed_;  // values that the steps so far yield
+};
+
+Var run_add(const Var& a, const Var& b, const PlanStep& s, const GridTarget* target) {
+  return target ? add_quantized(a, b, s.clamp_min, s.clamp_max, *target) : add_clamped(a, b, s.clamp_min, s.clamp_max);
+}
+
+// A convolution or dense layer with what follows it. What needs gradients or batch statistics runs the parts one after another: they keep the values between.
+Var run_convolution(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs, const GridTarget* target) {
+  Graph::Node& head = g.nodes()[static_cast<size_t>(s.head)];
+  auto* norm = s.norm >= 0 ? static_cast<BatchNorm*>(g.nodes()[static_cast<size_t>(s.norm)].module.get()) : nullptr;
+  const bool adds = s.addend.id >= 0;
+  // Dense layers have no scale per channel.
+  const bool apart = (norm && (context.training || grad_enabled() || head.op == "Gemm")) || (adds && grad_enabled());
+  if (!apart) return run_layer(*head.module, norm, s, context, inputs[0], adds ? inputs[1].dense() : Tensor(), target);
+  const PlanStep plain{.head = s.head, .norm = -1, .addend = {}, .output = {}};
+  Var y = run_layer(*head.module, nullptr, plain, context, inputs[0], {}, nullptr);
+  if (norm) y = run_norm(*norm, adds ? plain : s, context, y);
+  return adds ? run_add(y, inputs[1], s, target) : y;
+}
+
+}  // namespace
+
+std::vector<PlanStep> compile_plan(const Graph& g) { return Planner(g).run(); }
+
+std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step) {
+  std::vector<Value> in = graph.nodes()[static_cast<size_t>(step.head)].inputs;
+  if (step.addend.id >= 0) in.push_back(step.addend);
+  return in;
 }
 
 Var run_step(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs) {
@@ -116,20 +175,13 @@ Var run_step(Graph& g, const PlanStep& s, const Context& context, std::span<cons
     target = out.transform->grid_target(shape.elements());
   }
   Var y;
+  const GridTarget* to = target ? &*target : nullptr;
   if (head.op == "Conv" || head.op == "Gemm") {
-    auto* norm = s.norm >= 0 ? static_cast<BatchNorm*>(g.nodes()[static_cast<size_t>(s.norm)].module.get()) : nullptr;
-    // Batch statistics, or gradients to gamma and beta, need the value before the norm.
-    const bool apart = norm && (context.training || grad_enabled());
-    if (!apart) {
-      y = run_layer(*head.module, norm, s, context, inputs[0], target ? &*target : nullptr);
-    } else {
-      const PlanStep plain{.head = s.head, .norm = -1, .output = {}};
-      y = run_norm(*norm, s, context, run_layer(*head.module, nullptr, plain, context, inputs[0], nullptr));
-    }
+    y = run_convolution(g, s, context, inputs, to);
   } else if (head.op == "BatchNormalization") {
     y = run_norm(static_cast<BatchNorm&>(*head.module), s, context, inputs[0]);
-  } else if (head.op == "Add" && s.head >= 0 && inputs.size() == 2 && inputs[0].shape() == inputs[1].shape()) {
-    y = target ? add_quantized(inputs[0], inputs[1], s.clamp_min, s.clamp_max, *target) : add_clamped(inputs[0], inputs[1], s.clamp_min, s.clamp_max);
+  } else if (head.op == "Add" && inputs.size() == 2 && inputs[0].shape() == inputs[1].shape()) {
+    y = run_add(inputs[0], inputs[1], s, to);
   } else {
     y = head.module->forward(context, inputs);
     if (head.module->preserves_grid()) y.inherit_grids(inputs[0]);

@@ -1,5 +1,5 @@
 // Plan: a throw-away schedule of a Graph that computes the same values in fewer passes. A step is a node, or a chain that one kernel runs:
-// conv/dense + batch norm + clamp + quantize, batch norm + clamp, add + clamp + quantize. Compiled anew whenever the Graph or its transforms changed.
+// conv/dense + batch norm + add + clamp + quantize, batch norm + clamp, add + clamp + quantize. Compiled anew whenever the Graph or its transforms changed.
 #pragma once
 
 #include <vector>
@@ -11,6 +11,7 @@ namespace detent::nn {
 struct PlanStep {
   int head = -1;                 ///< the node that computes: Conv, Gemm, BatchNormalization, Add, or any other run as it is
   int norm = -1;                 ///< a batch norm behind a convolution or dense layer
+  Value addend;                  ///< valid: what an Add behind a convolution adds to it; computed by an earlier step
   float clamp_min = -kInfinity, clamp_max = kInfinity;
   Value output;                  ///< the value that the chain's last node computes
 };
@@ -18,7 +19,10 @@ struct PlanStep {
 /// Chains are cut at values that others read, that are outputs or that carry a transform.
 std::vector<PlanStep> compile_plan(const Graph& graph);
 
-/// Runs one step on its head's inputs and returns the value of step.output behind its transform.
+/// The values a step reads: its head's inputs, and the addend behind them.
+std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step);
+
+/// Runs one step on its step_inputs and returns the value of step.output behind its transform.
 Var run_step(Graph& graph, const PlanStep& step, const Context& context, std::span<const Var> inputs);
 
 }  // namespace detent::nn

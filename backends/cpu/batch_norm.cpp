@@ -110,6 +110,22 @@ void write_rows(const Layout& l, float* out, bool stream, Fn&& fn) {
   });
 }
 
+// y = (x - mean) * factor + shift, widened. Args is the forward's or the backward's.
+struct Terms {
+  Floats mean, factor, shift;
+
+  template <class Args>
+  Terms(const Args& a, const Layout& l) : mean(widen(a.mean, l)) {
+    Floats f(static_cast<size_t>(a.c)), b(f);
+    for (int64_t j = 0; j < a.c; ++j) {
+      f[static_cast<size_t>(j)] = (a.gamma ? a.gamma[j] : 1.0f) / std::sqrt(a.var[j] + a.eps);
+      b[static_cast<size_t>(j)] = a.beta ? a.beta[j] : 0.0f;
+    }
+    factor = widen(f.data(), l);
+    shift = widen(b.data(), l);
+  }
+};
+
 }  // namespace
 
 void batch_norm_stats(const BatchNormStatsArgs& a) {
@@ -137,15 +153,10 @@ void batch_norm_stats(const BatchNormStatsArgs& a) {
 
 void batch_norm(const BatchNormArgs& a) {
   const Layout l(a.rows, a.c);
-  Floats f(static_cast<size_t>(a.c)), b(f);
-  for (int64_t j = 0; j < a.c; ++j) {
-    f[static_cast<size_t>(j)] = (a.gamma ? a.gamma[j] : 1.0f) / std::sqrt(a.var[j] + a.eps);
-    b[static_cast<size_t>(j)] = a.beta ? a.beta[j] : 0.0f;
-  }
-  const Floats mean = widen(a.mean, l), factor = widen(f.data(), l), shift = widen(b.data(), l);
+  const Terms w(a, l);
   const DenseKernels& k = dense_kernels();
   write_rows(l, a.y, a.y != a.x && streams(a.rows * a.c), [&](int64_t row, int64_t n, int64_t width, float* y) {
-    k.normalise(a.x + row * l.c, n, width, mean.data(), factor.data(), shift.data(), a.clamp_min, a.clamp_max, y);
+    k.normalise(a.x + row * l.c, n, width, w.mean.data(), w.factor.data(), w.shift.data(), a.clamp_min, a.clamp_max, y);
   });
 }
 
@@ -154,8 +165,8 @@ void batch_norm_backward(const BatchNormBackwardArgs& a) {
   const int64_t c = a.c;
   const DenseKernels& k = dense_kernels();
   const bool masked = std::isfinite(a.clamp_min) || std::isfinite(a.clamp_max);
-  const auto gradient = [&](int64_t row) { return NormGradient{a.x + row * c, a.dy + row * c, masked ? a.y + row * c : nullptr, masked, a.clamp_min, a.clamp_max}; };
-  const Floats mean = widen(a.mean, l);
+  const Terms w(a, l);
+  const auto gradient = [&](int64_t row) { return NormGradient{a.x + row * c, a.dy + row * c, w.mean.data(), w.factor.data(), w.shift.data(), masked, a.clamp_min, a.clamp_max}; };
   // Per task and channel: sum dy and sum dy * (x - mean).
   std::vector<double> sum(static_cast<size_t>(l.tasks * c)), dot(sum);
   parallel_chunks(l.tasks, [&](int64_t t) {
@@ -166,7 +177,7 @@ void batch_norm_backward(const BatchNormBackwardArgs& a) {
       s.assign(s.size(), 0.0f);
       d.assign(d.size(), 0.0f);
       wide_rows(l, begin, std::min(last, begin + l.block_rows),
-                [&](int64_t row, int64_t n, int64_t width) { k.norm_sums(gradient(row), n, width, mean.data(), s.data(), d.data()); });
+                [&](int64_t row, int64_t n, int64_t width) { k.norm_sums(gradient(row), n, width, s.data(), d.data()); });
       fold(s, l, fs.data());
       fold(d, l, fd.data());
       for (int64_t j = 0; j < c; ++j) {
@@ -194,8 +205,8 @@ void batch_norm_backward(const BatchNormBackwardArgs& a) {
   }
   if (!a.dx) return;
   const Floats f1 = widen(k1.data(), l), f2 = widen(k2.data(), l), f3 = widen(k3.data(), l);
-  write_rows(l, a.dx, a.dx != a.x && a.dx != a.dy && a.dx != a.y && streams(a.rows * c), [&](int64_t row, int64_t n, int64_t width, float* dx) {
-    k.norm_backward(gradient(row), n, width, mean.data(), f1.data(), f2.data(), f3.data(), dx);
+  write_rows(l, a.dx, a.dx != a.x && a.dx != a.dy && streams(a.rows * c), [&](int64_t row, int64_t n, int64_t width, float* dx) {
+    k.norm_backward(gradient(row), n, width, f1.data(), f2.data(), f3.data(), dx);
   });
 }
 

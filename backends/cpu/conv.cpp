@@ -57,6 +57,7 @@ void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a) {
   const ConvGeometry& g = a.geometry;
   if (g.n * g.h * g.w * g.c == 0) return;
   if (depthwise(g)) return depthwise_backward_data(isa, a);
+  if (joins_phases(g)) return backward_data_joined(isa, a);
   const int64_t cg = g.c / g.groups, kg = g.k / g.groups, row = g.s * cg;
   for (int64_t ph = 0; ph < std::min(g.stride_h, g.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(g.stride_w, g.w); ++pw) {

@@ -106,6 +106,9 @@ TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, 
 
 void conv2d(const ConvIsa& isa, const Conv2dArgs& a);
 void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);
+/// Backward-data with all phases of the strides at once, for few channels.
+bool joins_phases(const ConvGeometry& g);
+void backward_data_joined(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);
 void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a);
 void depthwise_forward(const ConvIsa& isa, const Conv2dArgs& a);
 void depthwise_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);

@@ -142,7 +142,9 @@ struct Run {
 
 TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, int vector) {
   TileEpilogue t;
+  t.multiply = e.scale;
   t.bias = e.bias;
+  t.addend = e.addend;
   t.clamp_min = e.clamp_min;
   t.clamp_max = e.clamp_max;
   constexpr float inf = std::numeric_limits<float>::infinity();

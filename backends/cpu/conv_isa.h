@@ -10,7 +10,9 @@ namespace detent::cpu {
 
 /// Epilogue of core/backend.h, prepared: grid bounds as floats. Pointers are to channel 0 of pixel 0.
 struct TileEpilogue {
+  const float* multiply = nullptr;  // per channel
   const float* bias = nullptr;
+  const float* addend = nullptr;
   float clamp_min = 0.0f, clamp_max = 0.0f;
   bool clamp = false;
   bool quantize = false;

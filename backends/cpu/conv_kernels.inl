@@ -11,9 +11,11 @@
 using F = Vec::F;
 constexpr int kV = Vec::n;
 
-// Bias, clamp, quantize and store of one vector of `n` valid channels; `at` is its place in the output.
+// Scale, bias, addend, clamp, quantize and store of one vector of `n` valid channels; `at` is its place in the output.
 DETENT_INLINE void finish(F v, const TileEpilogue& e, int64_t k, int64_t at, int n) {
+  if (e.multiply) v = Vec::mul(v, Vec::load(e.multiply + k, n));
   if (e.bias) v = Vec::add(v, Vec::load(e.bias + k, n));
+  if (e.addend) v = Vec::add(v, Vec::load(e.addend + at, n));
   if (!e.quantize) {
     if (e.clamp) v = Vec::min(Vec::set(e.clamp_max), Vec::max(Vec::set(e.clamp_min), v));
     if (e.stream) {

@@ -65,22 +65,22 @@ void normalise(const float* x, int64_t rows, int64_t c, const float* mean, const
 }
 
 template <bool masked>
-inline __attribute__((always_inline)) float gradient(const NormGradient& g, int64_t i) {
+inline __attribute__((always_inline)) float gradient(const NormGradient& g, int64_t i, int64_t j) {
   const float dy = g.dy[i];
   if (!masked) return dy;
-  const float y = g.y[i];
+  const float y = (g.x[i] - g.mean[j]) * g.factor[j] + g.shift[j];
   return (y <= g.lo) | (y >= g.hi) ? 0.0f : dy;
 }
 
 template <bool masked>
-inline __attribute__((always_inline)) void norm_sums_as(const NormGradient args, int64_t rows, int64_t c, const float* mean, float* sum, float* dot) {
+inline __attribute__((always_inline)) void norm_sums_as(const NormGradient args, int64_t rows, int64_t c, float* sum, float* dot) {
   const NormGradient g = args;
   int64_t i = 0;
   for (; i + 2 <= rows; i += 2) {
     const int64_t a = i * c, b = a + c;
     DETENT_IVDEP
     for (int64_t j = 0; j < c; ++j) {
-      const float m = mean[j], ga = gradient<masked>(g, a + j), gb = gradient<masked>(g, b + j);
+      const float m = g.mean[j], ga = gradient<masked>(g, a + j, j), gb = gradient<masked>(g, b + j, j);
       sum[j] += ga + gb;
       dot[j] += ga * (g.x[a + j] - m) + gb * (g.x[b + j] - m);
     }
@@ -89,37 +89,37 @@ inline __attribute__((always_inline)) void norm_sums_as(const NormGradient args,
     const int64_t a = i * c;
     DETENT_IVDEP
     for (int64_t j = 0; j < c; ++j) {
-      const float ga = gradient<masked>(g, a + j);
+      const float ga = gradient<masked>(g, a + j, j);
       sum[j] += ga;
-      dot[j] += ga * (g.x[a + j] - mean[j]);
+      dot[j] += ga * (g.x[a + j] - g.mean[j]);
     }
   }
 }
 
-void norm_sums(const NormGradient& g, int64_t rows, int64_t c, const float* mean, float* sum, float* dot) {
+void norm_sums(const NormGradient& g, int64_t rows, int64_t c, float* sum, float* dot) {
   if (g.masked) {
-    norm_sums_as<true>(g, rows, c, mean, sum, dot);
+    norm_sums_as<true>(g, rows, c, sum, dot);
   } else {
-    norm_sums_as<false>(g, rows, c, mean, sum, dot);
+    norm_sums_as<false>(g, rows, c, sum, dot);
   }
 }
 
 template <bool masked>
-inline __attribute__((always_inline)) void norm_backward_as(const NormGradient args, int64_t rows, int64_t c, const float* mean, const float* k1, const float* k2,
-                                                            const float* k3, float* dx) {
+inline __attribute__((always_inline)) void norm_backward_as(const NormGradient args, int64_t rows, int64_t c, const float* k1, const float* k2, const float* k3,
+                                                            float* dx) {
   const NormGradient g = args;
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t a = i * c;
     DETENT_IVDEP
-    for (int64_t j = 0; j < c; ++j) dx[a + j] = k1[j] * gradient<masked>(g, a + j) - k2[j] - k3[j] * (g.x[a + j] - mean[j]);
+    for (int64_t j = 0; j < c; ++j) dx[a + j] = k1[j] * gradient<masked>(g, a + j, j) - k2[j] - k3[j] * (g.x[a + j] - g.mean[j]);
   }
 }
 
-void norm_backward(const NormGradient& g, int64_t rows, int64_t c, const float* mean, const float* k1, const float* k2, const float* k3, float* dx) {
+void norm_backward(const NormGradient& g, int64_t rows, int64_t c, const float* k1, const float* k2, const float* k3, float* dx) {
   if (g.masked) {
-    norm_backward_as<true>(g, rows, c, mean, k1, k2, k3, dx);
+    norm_backward_as<true>(g, rows, c, k1, k2, k3, dx);
   } else {
-    norm_backward_as<false>(g, rows, c, mean, k1, k2, k3, dx);
+    norm_backward_as<false>(g, rows, c, k1, k2, k3, dx);
   }
 }
 

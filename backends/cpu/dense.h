@@ -6,10 +6,11 @@
 
 namespace detent::cpu {
 
+/// With a mask, elements whose y = (x - mean) * factor + shift is <= lo or >= hi give no gradient: y is computed again, which costs less than reading it.
 struct NormGradient {
   const float* x;
   const float* dy;
-  const float* y;  // read only with a mask: elements with y <= lo or y >= hi give no gradient
+  const float *mean, *factor, *shift;
   bool masked;
   float lo, hi;
 };
@@ -22,9 +23,9 @@ struct DenseKernels {
   /// y = clamp((x - mean) * factor + shift, lo, hi); NaN passes through.
   void (*normalise)(const float* x, int64_t rows, int64_t c, const float* mean, const float* factor, const float* shift, float lo, float hi, float* y);
   /// sum[j] += dy, dot[j] += dy * (x - mean) over rows, two rows at a time.
-  void (*norm_sums)(const NormGradient& g, int64_t rows, int64_t c, const float* mean, float* sum, float* dot);
+  void (*norm_sums)(const NormGradient& g, int64_t rows, int64_t c, float* sum, float* dot);
   /// dx = k1 * dy - k2 - k3 * (x - mean).
-  void (*norm_backward)(const NormGradient& g, int64_t rows, int64_t c, const float* mean, const float* k1, const float* k2, const float* k3, float* dx);
+  void (*norm_backward)(const NormGradient& g, int64_t rows, int64_t c, const float* k1, const float* k2, const float* k3, float* dx);
   /// dx = dy where lo <= x <= hi, else 0.
   void (*mask)(const float* x, const float* dy, float lo, float hi, float* dx, int64_t n);
   /// y = clamp(x, lo, hi), lo <= hi; NaN passes through. Backward: dx = lo < x < hi ? dy : 0; a NaN x passes dy.

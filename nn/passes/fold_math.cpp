@@ -48,6 +48,16 @@ void fold_backward(Tensor& weight, Tensor& bias, const NormTerms& norm) {
   bias = to_tensor(b, weight.device());
 }
 
+ChannelAffine channel_affine(const Tensor& bias, const NormTerms& norm, Device device) {
+  const size_t k = norm.sigma.size();
+  std::vector<double> scale(k), shift = bias_values(bias, static_cast<int64_t>(k));
+  for (size_t i = 0; i < k; ++i) {
+    scale[i] = fold_factor(norm, i);
+    shift[i] = folded_bias(norm, i, shift[i]);
+  }
+  return {to_tensor(scale, device), to_tensor(shift, device)};
+}
+
 void fold_forward(Tensor& weight, Tensor& bias, const NormTerms& norm) {
   const auto k = static_cast<size_t>(weight.dim(0));
   const auto c = static_cast<size_t>(weight.dim(-1));

@@ -15,6 +15,12 @@ NormTerms norm_terms(const Tensor& gamma, const Tensor& beta, const Tensor& mean
 inline double fold_factor(const NormTerms& norm, size_t i) { return norm.gamma[i] / norm.sigma[i]; }
 inline double folded_bias(const NormTerms& norm, size_t i, double bias) { return norm.beta[i] - (norm.mean[i] - bias) * fold_factor(norm, i); }
 
+/// The same norm without touching the weight: y = scale * (W x) + shift, per channel, as f32 tensors. An undefined bias is zero.
+struct ChannelAffine {
+  Tensor scale, shift;
+};
+ChannelAffine channel_affine(const Tensor& bias, const NormTerms& norm, Device device);
+
 /// layer -> norm: W'[k,...] = W[k,...] * s[k], b' = beta - (mean - b) * s with s = gamma/sigma. The weight's first dimension is the channel; an undefined bias is created.
 void fold_backward(Tensor& weight, Tensor& bias, const NormTerms& norm);
 

@@ -80,13 +80,15 @@ TEST_CASE("batch_norm_backward: training, evaluation, clamp mask") {
       CAPTURE(variant);
       const bool training = variant % 2 == 0, clamp = variant >= 2;
       const int64_t n = k.rows * k.c;
-      const std::vector<float> x = random_values(n, k.offset - 1.0f, k.offset + 2.0f), dy = random_values(n, -1.0f, 1.0f, 6), y = random_values(n, -0.5f, 1.5f, 7),
-                               gamma = random_values(k.c, -1.0f, 2.0f, 4);
+      const std::vector<float> x = random_values(n, k.offset - 1.0f, k.offset + 2.0f), dy = random_values(n, -1.0f, 1.0f, 6), gamma = random_values(k.c, -1.0f, 2.0f, 4),
+                               beta = random_values(k.c, -0.5f, 1.5f, 7);
       const Moments m = moments(x, k.rows, k.c);
       const std::vector<float> mean(m.mean.begin(), m.mean.end()), var(m.var.begin(), m.var.end());
       const size_t c = static_cast<size_t>(k.c);
       std::vector<double> want(static_cast<size_t>(n + 2 * k.c)), scale(2 * c), sum_g(c), sum_gx(c);
-      const auto g = [&](size_t i) { return clamp && (y[i] <= 0.0f || y[i] >= 1.0f) ? 0.0 : static_cast<double>(dy[i]); };
+      // In float and in the forward's order: at the clamp's edge the mask is what the forward did.
+      const auto y = [&](size_t i) { return (x[i] - mean[i % c]) * (gamma[i % c] / std::sqrt(var[i % c] + 1e-3f)) + beta[i % c]; };
+      const auto g = [&](size_t i) { return clamp && (y(i) <= 0.0f || y(i) >= 1.0f) ? 0.0 : static_cast<double>(dy[i]); };
       const auto hat = [&](size_t i) { return (static_cast<double>(x[i]) - static_cast<double>(mean[i % c])) / std::sqrt(static_cast<double>(var[i % c]) + 1e-3); };
       for (size_t i = 0; i < x.size(); ++i) {
         sum_g[i % c] += g(i);
@@ -99,8 +101,8 @@ TEST_CASE("batch_norm_backward: training, evaluation, clamp mask") {
       }
       std::copy(sum_gx.begin(), sum_gx.end(), want.begin() + n);
       std::copy(sum_g.begin(), sum_g.end(), want.begin() + n + k.c);
-      BatchNormBackwardArgs a{.rows = k.rows, .c = k.c, .eps = 1e-3f, .training = training, .x = x.data(), .y = y.data(), .dy = dy.data(), .mean = mean.data(), .var = var.data(),
-                              .gamma = gamma.data()};
+      BatchNormBackwardArgs a{.rows = k.rows, .c = k.c, .eps = 1e-3f, .training = training, .x = x.data(), .dy = dy.data(), .mean = mean.data(), .var = var.data(),
+                              .gamma = gamma.data(), .beta = beta.data()};
       if (clamp) a.clamp_min = 0.0f, a.clamp_max = 1.0f;
       const auto got = run_guarded<float>(n + 2 * k.c, [&](float* out) {
         BatchNormBackwardArgs b = a;

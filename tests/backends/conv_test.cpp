@@ -55,6 +55,10 @@ constexpr Case kCases[] = {
     {"5x3 no padding", 1, 9, 8, 32, 3, 5, 3},
     {"7x7 stem", 2, 17, 19, 3, 64, 7, 7, 2, 2, 3, 3, 3, 3},
     {"7x7 stem, staged per task", 2, 192, 512, 3, 8, 7, 7, 4, 4, 2, 2, 3, 3},
+    {"3x3 stride 2 first layer, TensorFlow same", 2, 12, 13, 3, 24, 3, 3, 2, 2, 0, 0, 1, 1},
+    {"5x5 stride 3, one channel, pads beyond the window", 1, 10, 11, 1, 5, 5, 5, 3, 3, 6, 5, 7, 6},
+    {"4x4 stride 2, four channels", 1, 9, 8, 4, 7, 4, 4, 2, 2, 1, 2, 1, 0},
+    {"2x3 stride 2x1, one channel", 1, 7, 6, 1, 16, 2, 3, 2, 1, 0, 1, 0, 1},
     {"3x3 first layer", 2, 32, 32, 3, 16, 3, 3, 1, 1, 1, 1, 1, 1},
     {"3x3 one channel, asymmetric", 1, 6, 7, 1, 1, 3, 3, 1, 1, 2, 0, 0, 1},
     {"window larger than image", 1, 2, 2, 8, 8, 5, 5, 1, 1, 3, 3, 3, 3},
@@ -224,7 +228,7 @@ TEST_CASE("an input of codes is the same values") {
   }
 }
 
-TEST_CASE("the epilogue is bias, clamp, quantize as quant_math.h has them") {
+TEST_CASE("the epilogue is scale, bias, addend, clamp, quantize as quant_math.h has them") {
   struct Setting {
     float lo, hi;
     Grid grid;
@@ -238,7 +242,8 @@ TEST_CASE("the epilogue is bias, clamp, quantize as quant_math.h has them") {
     std::vector<float> x = test::random_values(nx, -1, 1, 1);
     x[5] = test::kNan;
     x[static_cast<size_t>(nx) - 1] = 3e38f;
-    const std::vector<float> w = test::random_values(g.k * g.r * g.s * (g.c / g.groups), -1, 1, 2), bias = test::random_values(g.k, -2, 2, 3);
+    const std::vector<float> w = test::random_values(g.k * g.r * g.s * (g.c / g.groups), -1, 1, 2), bias = test::random_values(g.k, -2, 2, 3),
+                             scale = test::random_values(g.k, -1.5, 1.5, 4), addend = test::random_values(ny, -2, 2, 5);
     for (const ConvEngine& e : test::conv_engines()) {
       CAPTURE(t.name);
       CAPTURE(e.name);
@@ -250,13 +255,19 @@ TEST_CASE("the epilogue is bias, clamp, quantize as quant_math.h has them") {
       });
       a.epilogue.bias = bias.data();
       for (const Setting& set : settings) {
+        const bool scaled = &set - settings != 0;
+        const bool joined = (&set - settings) % 2 != 0;
+        a.epilogue.scale = scaled ? scale.data() : nullptr;
+        a.epilogue.addend = joined ? addend.data() : nullptr;
         a.epilogue.clamp_min = set.lo;
         a.epilogue.clamp_max = set.hi;
         std::vector<float> clamped, quantized;
         std::vector<uint8_t> codes;
         std::vector<int8_t> residual;
         for (size_t i = 0; i < plain.size(); ++i) {
-          const float v = plain[i] + bias[i % static_cast<size_t>(g.k)];
+          const size_t k = i % static_cast<size_t>(g.k);
+          const float biased = (scaled ? plain[i] * scale[k] : plain[i]) + bias[k];
+          const float v = joined ? biased + addend[i] : biased;
           const float u = std::isnan(v) ? v : std::clamp(v, set.lo, set.hi);
           clamped.push_back(u);
           const int32_t q = quantize(u, set.grid);

@@ -99,12 +99,12 @@ TEST_CASE("plan_equals_graph_resnet50_v1") { compare_networks(models::resnet50_v
 TEST_CASE("plan_fuses_the_chains") {
   const auto shape_of = [](const Graph& g) {
     std::vector<std::string> steps;
-    for (const PlanStep& s : compile_plan(g)) steps.push_back(text(g.nodes()[static_cast<size_t>(s.head)].name, s.norm >= 0 ? "+norm" : "", s.clamp_min == 0.0f ? "+relu" : "", "->", g.value(s.output).name));
+    for (const PlanStep& s : compile_plan(g)) steps.push_back(text(g.nodes()[static_cast<size_t>(s.head)].name, s.norm >= 0 ? "+norm" : "", s.addend.id >= 0 ? "+add" : "", s.clamp_min == 0.0f ? "+relu" : "", "->", g.value(s.output).name));
     return steps;
   };
   Graph g = small_network();
   randomize(g, 1);
-  CHECK(shape_of(g) == std::vector<std::string>{"conv1+norm+relu->relu1", "conv2+norm->bn2", "add+relu->relu2", "pool->pool", "flatten->flatten", "fc->fc"});
+  CHECK(shape_of(g) == std::vector<std::string>{"conv1+norm+relu->relu1", "conv2+norm+add+relu->relu2", "pool->pool", "flatten->flatten", "fc->fc"});
   // A value with a transform of its own is not computed inside a chain.
   fold_batch_norms(g);
   quant::QuantSim sim(g, {.config = quant::parse_config(R"({"defaults": {"ops": {"is_output_quantized": "True"}, "params": {}}, "params": {}, "op_type": {}, "supergroups": [],
@@ -125,7 +125,7 @@ TEST_CASE("planned_quantized_steps_yield_codes") {
     vars[g.inputs()[0].id] = g.value(g.inputs()[0]).transform->apply({}, Var(x));
     for (const PlanStep& s : compile_plan(g)) {
       std::vector<Var> in;
-      for (const Value v : g.nodes()[static_cast<size_t>(s.head)].inputs) in.push_back(vars.at(v.id));
+      for (const Value v : step_inputs(g, s)) in.push_back(vars.at(v.id));
       const Var y = run_step(g, s, {}, in);
       const std::string name = g.value(s.output).name;
       // Under AIMET's default rules the global pool and flatten stay in float.
