@@ -79,6 +79,14 @@ static void tile(const TileArgs& a) {
         for (int j = 0; j < NV; ++j) acc[p][j] = Vec::load(partial + p * kWidth + j * kV);
       }
     }
+    if (a.last && e.addend) {
+      // On its way while the sums are computed: the rows of a tile are no stream that the processor would foresee.
+      for (int64_t p = 0; p < np; ++p) {
+        const auto* ahead = reinterpret_cast<const char*>(e.addend + a.out[p0 + p] * e.channels + a.k0);
+        DETENT_UNROLL
+        for (int j = 0; j < NV; ++j) Vec::prefetch(ahead + j * kV * 4);
+      }
+    }
     const float* w = a.w;
     for (int64_t t = 0; t < a.taps; ++t) {
       const float* x[P];

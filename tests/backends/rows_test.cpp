@@ -113,9 +113,9 @@ TEST_CASE("dense kernels: each build equals the scalar one to the bit") {
       both(c, [&](const DenseKernels& k, float* y) { k.add_squares(px.data(), rows, c, mean.data(), y); });
       both(n, [&](const DenseKernels& k, float* y) { k.normalise(x.data(), rows, c, mean.data(), a.data(), b.data(), -0.5f, 2.0f, y); });
       for (bool masked : {false, true}) {
-        const cpu::NormGradient g = {px.data(), py.data(), x.data(), masked, -1.0f, 1.0f};
-        both(2 * c, [&](const DenseKernels& k, float* y) { k.norm_sums(g, rows, c, mean.data(), y, y + c); });
-        both(n, [&](const DenseKernels& k, float* y) { k.norm_backward(g, rows, c, mean.data(), a.data(), b.data(), a.data(), y); });
+        const cpu::NormGradient g = {px.data(), py.data(), mean.data(), a.data(), b.data(), masked, -1.0f, 1.0f};
+        both(2 * c, [&](const DenseKernels& k, float* y) { k.norm_sums(g, rows, c, y, y + c); });
+        both(n, [&](const DenseKernels& k, float* y) { k.norm_backward(g, rows, c, a.data(), b.data(), a.data(), y); });
       }
       both(n, [&](const DenseKernels& k, float* y) { k.mask(x.data(), dy.data(), -1.0f, 1.0f, y, n); });
       both(n, [&](const DenseKernels& k, float* y) { k.clip(x.data(), -0.0f, 2.0f, y, n); });
