@@ -109,8 +109,8 @@ Tensor apply(const Pointwise& op, const Tensor& x) {
   return y;
 }
 
-Tensor apply_backward(const Pointwise& op, const Tensor& saved, const Tensor& dy) {
-  Tensor dx(dy.shape(), DType::f32, dy.device());
+Tensor apply_backward(const Pointwise& op, const Tensor& saved, const Tensor& dy, Tensor dx) {
+  if (!dx.defined()) dx = Tensor(dy.shape(), DType::f32, dy.device());
   const float* s = saved.data<float>();
   kernels(dy.device()).pointwise_backward({.op = op, .x = s, .y = s, .dy = dy.data<float>(), .out = dx.data<float>(), .n = dy.elements()});
   return dx;

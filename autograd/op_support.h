@@ -40,7 +40,8 @@ Tensor binary(BinaryOp op, const Tensor& a, const Tensor& b);
 Tensor scaled(const Tensor& x, float factor);
 Tensor apply(const Pointwise& op, const Tensor& x);
 /// dy * op'(x); `saved` stands for x and for y, whichever the function's derivative reads.
-Tensor apply_backward(const Pointwise& op, const Tensor& saved, const Tensor& dy);
+/// Written to `dx` when given, which may be dy.
+Tensor apply_backward(const Pointwise& op, const Tensor& saved, const Tensor& dy, Tensor dx = {});
 /// x summed over the axes along which `shape` was broadcast to x's; x itself when nothing was.
 Tensor reduce_to(const Tensor& x, const Shape& shape);
 /// x repeated along the axes where its extent is 1 or missing.

@@ -60,7 +60,7 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
   const Shape x_shape = x.shape(), w_shape = w.shape();
   BackwardFn backward = [=](const Tensor& upstream, GradSink& sink) {
     const Tensor dy = to_grid              ? to_grid->backward(upstream, sink, range_at)
-                      : saved_y.defined() ? ops::apply_backward({PointwiseKind::clip, lo, hi}, saved_y, upstream)
+                      : saved_y.defined() ? ops::apply_backward({PointwiseKind::clip, lo, hi}, saved_y, upstream, ops::reuse(upstream))
                                           : upstream;
     const Kernels& k = ops::kernels(dy.device());
     if (sink.needs(0)) {

@@ -72,7 +72,7 @@ Var fused_add(const char* op, const Var& a, const Var& b, float lo, float hi, co
     args.epilogue.y = y.data<float>();
     ops::kernels(device).add(args);
     return Tape::record(op, inputs, Var(y), [=](const Tensor& dy, GradSink& sink) {
-      const Tensor d = lo > -kInfinity || hi < kInfinity ? ops::apply_backward({PointwiseKind::clip, lo, hi}, y, dy) : dy;
+      const Tensor d = lo > -kInfinity || hi < kInfinity ? ops::apply_backward({PointwiseKind::clip, lo, hi}, y, dy, ops::reuse(dy)) : dy;
       for (int i = 0; i < 2; ++i) {
         if (sink.needs(i)) sink.add(i, d);
       }

@@ -321,7 +321,12 @@ static void copy_rows(const float* const* rows, int64_t x_offset, int64_t pixels
 
 static void dequantize_codes(const uint8_t* codes, int64_t n, float scale, int32_t zero_point, float* y) {
   const F s = Vec::set(scale);
-  for (int64_t i = 0; i < n; i += kV) {
+  int64_t i = 0;
+  for (; i + 4 * kV <= n; i += 4 * kV) {
+    DETENT_UNROLL
+    for (int j = 0; j < 4; ++j) Vec::store(y + i + j * kV, Vec::mul(s, Vec::load_bytes(codes + i + j * kV, zero_point, kV)));
+  }
+  for (; i < n; i += kV) {
     const int left = n - i < kV ? static_cast<int>(n - i) : kV;
     Vec::store(y + i, Vec::mul(s, Vec::load_bytes(codes + i, zero_point, left)), left);
   }

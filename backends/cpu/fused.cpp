@@ -5,6 +5,7 @@
 #include "detent/backends/cpu/coded.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
+#include "detent/backends/cpu/loop.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu {
@@ -18,7 +19,6 @@ const CodedKernels& coded_kernels() {
   return kCodedScalar;
 }
 
-constexpr int64_t kGrain = 32768;
 constexpr int64_t kSumBlock = 4096;  // float lanes within, doubles across: fixed by size, never by threads
 
 CodedRow row(const ConvInput& in, int64_t at) {
@@ -39,6 +39,7 @@ void add(const AddArgs& a) {
 
 void quantized_backward(const QuantizedBackwardArgs& a) {
   const CodedKernels& k = coded_kernels();
+  const bool stream = a.dx != a.dy && streams(a.n);
   struct Sums {
     double scale = 0.0, clip = 0.0;
   };
@@ -47,12 +48,13 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
     Sums& part = parts[static_cast<size_t>(begin / kGrain)];
     for (int64_t at = begin; at < end; at += kSumBlock) {
       float scale[kCodedLanes] = {}, clip[kCodedLanes] = {};
-      k.backward(a.codes + at, a.residual + at, a.grid.zero_point, a.dy + at, a.dx + at, std::min(kSumBlock, end - at), scale, clip);
+      k.backward(a.codes + at, a.residual + at, a.grid.zero_point, a.dy + at, a.dx + at, std::min(kSumBlock, end - at), stream, scale, clip);
       for (int64_t l = 0; l < kCodedLanes; ++l) {
         part.scale += static_cast<double>(scale[l]);
         part.clip += static_cast<double>(clip[l]);
       }
     }
+    if (stream) stream_fence();
   });
   Sums all;
   for (const Sums& p : parts) {

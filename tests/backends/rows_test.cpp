@@ -1,4 +1,5 @@
 // Every instruction set's row kernels give the scalar twin's bits.
+#include "detent/backends/cpu/coded.h"
 #include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/rows.h"
@@ -130,6 +131,56 @@ TEST_CASE("dense kernels: each build equals the scalar one to the bit") {
       });
       CHECK(index == other);
       both(c, [&](const DenseKernels& k, float* y) { k.pick(py.data(), index.data(), 6, c, y); });
+    }
+  }
+}
+
+TEST_CASE("rows of codes: each instruction set equals the scalar twin to the bit") {
+  std::vector<const cpu::CodedKernels*> sets;
+#if defined(__x86_64__)
+  if (cpu::isa() >= cpu::Isa::avx2) sets.push_back(&cpu::kCodedAvx2);
+  if (cpu::isa() >= cpu::Isa::avx512) sets.push_back(&cpu::kCodedAvx512);
+#endif
+  const cpu::CodedKernels& twin = cpu::kCodedScalar;
+  for (const cpu::CodedKernels* fast : sets) {
+    for (int64_t n : {1, 7, 15, 16, 17, 127, 128, 129, 511, 512, 513, 4096}) {
+      CAPTURE(n);
+      const auto size = static_cast<size_t>(n);
+      std::vector<uint8_t> a(size), b(size);
+      std::vector<int8_t> residual(size);
+      for (size_t i = 0; i < size; ++i) {
+        a[i] = static_cast<uint8_t>(i * 37 + 5);
+        b[i] = static_cast<uint8_t>(i * 91 + 1);
+        residual[i] = static_cast<int8_t>(i % 5 == 0 ? kOutside : (i % 7 == 0 ? kMasked : static_cast<int>(i * 29 % 253) - 126));
+      }
+      const std::vector<float> dy = random_values(n, -1.0f, 1.0f, 3), x = awkward_values(n, -3.0f, 3.0f, 4);
+      for (const bool in_place : {false, true}) {
+        // Sums in front: lanes, then the gradient.
+        const auto run = [&](const cpu::CodedKernels& k) {
+          return run_guarded<float>(n + 2 * cpu::kCodedLanes, [&](float* out) {
+            std::fill_n(out, 2 * cpu::kCodedLanes, 0.125f);
+            float* dx = out + 2 * cpu::kCodedLanes;
+            if (in_place) std::copy(dy.begin(), dy.end(), dx);
+            k.backward(a.data(), residual.data(), 113, in_place ? dx : dy.data(), dx, n, !in_place, out, out + cpu::kCodedLanes);
+          });
+        };
+        CHECK(same_bits(run(twin), run(*fast)));
+      }
+      for (const bool quantize : {false, true}) {
+        const auto run = [&](const cpu::CodedKernels& k, uint8_t* codes, int8_t* kept) {
+          return run_guarded<float>(n, [&](float* y) {
+            k.add({{nullptr, a.data(), 0.03f, 100}, {x.data(), nullptr, 0.0f, 0}, -1.5f, 2.5f, quantize, false, {0.013f, 120, 0, 255}, y, quantize ? codes : nullptr, quantize ? kept : nullptr}, n);
+          });
+        };
+        Guarded<uint8_t> c0(n), c1(n);
+        Guarded<int8_t> r0(n), r1(n);
+        CHECK(same_bits(run(twin, c0.data(), r0.data()), run(*fast, c1.data(), r1.data())));
+        if (!quantize) continue;
+        CHECK(c1.intact());
+        CHECK(r1.intact());
+        CHECK(same_bits(c0.values(), c1.values()));
+        CHECK(same_bits(r0.values(), r1.values()));
+      }
     }
   }
 }
