@@ -19,7 +19,7 @@ namespace detent {
 
 /// What happens to an accumulator before it is stored: * scale, + bias, + addend, clamp (ReLU is [0,inf)), quantize. Unused parts are null or infinite.
 struct Epilogue {
-  const float* scale = nullptr;  // [k] or null: the accumulator is multiplied first (an evaluated batch norm)
+  const float* scale = nullptr;  // [k] or null: the accumulator is multiplied first (an evaluated batch norm), fused with the bias: fma(acc, scale, bias)
   const float* bias = nullptr;   // [k] or null
   const float* addend = nullptr; // another tensor of the result's shape, or null
   float clamp_min = -std::numeric_limits<float>::infinity();

@@ -13,8 +13,12 @@ constexpr int kV = Vec::n;
 
 // Scale, bias, addend, clamp, quantize and store of one vector of `n` valid channels; `at` is its place in the output.
 DETENT_INLINE void finish(F v, const TileEpilogue& e, int64_t k, int64_t at, int n) {
-  if (e.multiply) v = Vec::mul(v, Vec::load(e.multiply + k, n));
-  if (e.bias) v = Vec::add(v, Vec::load(e.bias + k, n));
+  const F bias = e.bias ? Vec::load(e.bias + k, n) : Vec::zero();
+  if (e.multiply) {
+    v = Vec::fma(v, Vec::load(e.multiply + k, n), bias);
+  } else if (e.bias) {
+    v = Vec::add(v, bias);
+  }
   if (e.addend) v = Vec::add(v, Vec::load(e.addend + at, n));
   if (!e.quantize) {
     if (e.clamp) v = Vec::min(Vec::set(e.clamp_max), Vec::max(Vec::set(e.clamp_min), v));

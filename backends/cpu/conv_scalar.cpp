@@ -12,8 +12,8 @@ float load(const ConvInput& in, int64_t i) { return in.x ? in.x[i] : dequantize(
 
 void store(const Epilogue& e, int64_t i, int64_t k, double acc) {
   float v = static_cast<float>(acc);
-  if (e.scale) v *= e.scale[k];
-  if (e.bias) v += e.bias[k];
+  const float bias = e.bias ? e.bias[k] : 0.0f;
+  v = e.scale ? std::fma(v, e.scale[k], bias) : v + bias;
   if (e.addend) v += e.addend[i];
   const bool masked = v <= e.clamp_min || v >= e.clamp_max;
   v = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);

@@ -266,7 +266,7 @@ TEST_CASE("the epilogue is scale, bias, addend, clamp, quantize as quant_math.h 
         std::vector<int8_t> residual;
         for (size_t i = 0; i < plain.size(); ++i) {
           const size_t k = i % static_cast<size_t>(g.k);
-          const float biased = (scaled ? plain[i] * scale[k] : plain[i]) + bias[k];
+          const float biased = scaled ? std::fma(plain[i], scale[k], bias[k]) : plain[i] + bias[k];
           const float v = joined ? biased + addend[i] : biased;
           const float u = std::isnan(v) ? v : std::clamp(v, set.lo, set.hi);
           clamped.push_back(u);

@@ -42,7 +42,11 @@ TEST_CASE("onnx import: every operator as ONNX Runtime computes it, and through 
     // The golden of the quantized network has its grids; here they are read, but not in force: a coarse comparison, the exact one is below.
     const Tensor y = outputs_of(net.graph, x)[0];
     const bool quantized = std::string(name) == "quantized";
-    CHECK(largest_difference(y, channels_last(*data.find("y"))) < (quantized ? 0.3 : 2e-5));
+    // Relative to the largest value: these networks end in sums of hundreds of terms, up to 58 in size.
+    const Tensor want = channels_last(*data.find("y"));
+    const double size = largest_difference(want, Tensor::zeros(want.shape()));
+    CAPTURE(size);
+    CHECK(largest_difference(y, want) < (quantized ? 0.3 : 1e-6 * std::max(size, 1.0)));
 
     const std::string exported = io::onnx_bytes(net.graph);
     io::OnnxNetwork again = io::parse_onnx(exported, "exported");
