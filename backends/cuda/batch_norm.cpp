@@ -79,20 +79,24 @@ struct NormFactor {
 
 DETENT_HD float masked_gradient(float dy, float y, float lo, float hi) { return y <= lo || y >= hi ? 0.0f : dy; }
 
-// (sum of g, sum of g * (x - mean)), g being dy behind the clamp's mask.
+// (sum of g, sum of g * (x - mean)), g being dy behind the clamp's mask, which is found by computing the result again.
 struct GradientOp {
   const float* x;
-  const float* y;  // null: no mask
   const float* dy;
   const float* mean;
   int64_t c;
   float lo, hi;
+  const float* factor;  // null: no mask
+  const float* beta;
+  DETENT_HD float gradient(float x_at, float dy_at, int64_t j) const {
+    return factor ? masked_gradient(dy_at, (x_at - mean[j]) * factor[j] + (beta ? beta[j] : 0.0f), lo, hi) : dy_at;
+  }
   DETENT_HD ColumnPart run(int64_t column, int64_t row, int step, int n) const {
     float sum = 0.0f, dot = 0.0f;
     const float m = mean[column];
     for (int i = 0; i < n; ++i) {
       const int64_t at = (row + static_cast<int64_t>(i) * step) * c + column;
-      const float g = y ? masked_gradient(dy[at], y[at], lo, hi) : dy[at];
+      const float g = gradient(x[at], dy[at], column);
       sum += g;
       dot += g * (x[at] - m);
     }
@@ -134,7 +138,10 @@ struct InputGradient {
   const float* k3;
   float* dx;
   DETENT_HD float at(float x, float g, int64_t j) const { return k1[j] * g - k2[j] - k3[j] * (x - op.mean[j]); }
-  DETENT_HD void operator()(int64_t i) const { dx[i] = at(op.x[i], op.y ? masked_gradient(op.dy[i], op.y[i], op.lo, op.hi) : op.dy[i], i % op.c); }
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t j = i % op.c;
+    dx[i] = at(op.x[i], op.gradient(op.x[i], op.dy[i], j), j);
+  }
 };
 
 struct InputGradientFour {
@@ -144,14 +151,9 @@ struct InputGradientFour {
   DETENT_HD void operator()(int64_t i) const {
     const int64_t j = (quads < kTileLimit ? i - static_cast<int64_t>(by_c4.divide(static_cast<int32_t>(i))) * by_c4.divisor : i % by_c4.divisor) * 4;
     const FloatQuad x = reinterpret_cast<const FloatQuad*>(one.op.x)[i], dy = reinterpret_cast<const FloatQuad*>(one.op.dy)[i];
-    FloatQuad g = dy, dx;
-    if (one.op.y) {
-      const FloatQuad y = reinterpret_cast<const FloatQuad*>(one.op.y)[i];
-      DETENT_UNROLL
-      for (int e = 0; e < 4; ++e) g.v[e] = masked_gradient(dy.v[e], y.v[e], one.op.lo, one.op.hi);
-    }
+    FloatQuad dx;
     DETENT_UNROLL
-    for (int e = 0; e < 4; ++e) dx.v[e] = one.at(x.v[e], g.v[e], j + e);
+    for (int e = 0; e < 4; ++e) dx.v[e] = one.at(x.v[e], one.op.gradient(x.v[e], dy.v[e], j + e), j + e);
     reinterpret_cast<FloatQuad*>(one.dx)[i] = dx;
   }
 };
@@ -193,14 +195,16 @@ void batch_norm(const BatchNormArgs& a) {
 
 void batch_norm_backward(const BatchNormBackwardArgs& a) {
   const bool masked = finite(a.clamp_min) || finite(a.clamp_max);
-  const GradientOp op{a.x, masked ? a.y : nullptr, a.dy, a.mean, a.c, a.clamp_min, a.clamp_max};
+  const Scratch<float> factor(masked ? a.c : 0);
+  if (masked) elements("batch_norm_backward", a.c, NormFactor{a.gamma, a.var, a.eps, factor.get()});
+  const GradientOp op{a.x, a.dy, a.mean, a.c, a.clamp_min, a.clamp_max, masked ? factor.get() : nullptr, a.beta};
   const Scratch<float> k(3 * a.c);
   float *const k1 = k.get(), *const k2 = k1 + a.c, *const k3 = k2 + a.c;
   reduce_columns("batch_norm_backward", a.rows, a.c, op,
                  WriteGradients{a.gamma, a.var, a.eps, a.training, static_cast<double>(a.rows > 0 ? a.rows : 1), a.dgamma, a.dbeta, k1, k2, k3});
   if (!a.dx) return;
   const InputGradient one{op, k1, k2, k3, a.dx};
-  if (a.c % 4 == 0 && aligned16(a.x) && aligned16(a.dy) && aligned16(a.dx) && aligned16(op.y)) {
+  if (a.c % 4 == 0 && aligned16(a.x) && aligned16(a.dy) && aligned16(a.dx)) {
     const int64_t quads = a.rows * a.c / 4;
     elements("batch_norm_backward", quads, InputGradientFour{one, FastDiv(a.c / 4), quads});
   } else {

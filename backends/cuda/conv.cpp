@@ -61,7 +61,7 @@ struct SumSplits {
 bool fits_tiles(const ConvGeometry& g) { return g.n * g.h * g.w < kTileLimit && g.n * g.oh * g.ow < kTileLimit && g.r * g.s * (g.c > g.k ? g.c : g.k) < kTileLimit; }
 
 bool plain(const Epilogue& e) {
-  return !e.quantize && e.clamp_min == -std::numeric_limits<float>::infinity() && e.clamp_max == std::numeric_limits<float>::infinity();
+  return !e.quantize && !e.scale && !e.addend && e.clamp_min == -std::numeric_limits<float>::infinity() && e.clamp_max == std::numeric_limits<float>::infinity();
 }
 
 }  // namespace

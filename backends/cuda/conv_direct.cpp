@@ -44,8 +44,7 @@ struct Forward {
       for (int64_t c = 0; c < cg; ++c) sum = fmaf(input_at(input, q * g.c + c0 + c), row[c], sum);
     });
     if (!input.x) sum *= input.grid.scale;
-    if (epilogue.bias) sum += epilogue.bias[k];
-    write_one(epilogue, i, finish(epilogue, sum));
+    write_one(epilogue, i, finish(epilogue, biased(epilogue, sum, k, i)));
   }
 };
 

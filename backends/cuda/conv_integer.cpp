@@ -52,7 +52,7 @@ void integer_tiles(const char* name, const TileCut& cut, const PixelGather& a, c
 
 bool runs_integer(const Conv2dArgs& a) {
   const Grid& g = a.input.grid;
-  return a.input.codes && a.w_grid.magnitude > 0 && a.w_grid.magnitude <= 128 && g.zero_point >= 0 && g.zero_point <= 255;
+  return a.input.codes && !a.epilogue.scale && !a.epilogue.addend && a.w_grid.magnitude > 0 && a.w_grid.magnitude <= 128 && g.zero_point >= 0 && g.zero_point <= 255;
 }
 
 void integer_forward(const ConvOptions& o, const Conv2dArgs& a) {

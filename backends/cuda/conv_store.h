@@ -27,7 +27,7 @@ struct OutputPlace {
   }
 };
 
-/// v = alpha * [channel_scale *] sum [+ bias], through the epilogue; then [+ beta * y].
+/// v = alpha * [channel_scale *] sum, through the epilogue; then [+ beta * y].
 struct FloatStore {
   OutputPlace place;
   Epilogue epilogue;
@@ -37,8 +37,7 @@ struct FloatStore {
   DETENT_HD EpilogueResult result(float sum, int32_t channel, int64_t i) const {
     float v = alpha * sum;
     if (channel_scale) v *= channel_scale[channel];
-    if (epilogue.bias) v += epilogue.bias[channel];
-    EpilogueResult r = finish(epilogue, v);
+    EpilogueResult r = finish(epilogue, biased(epilogue, v, channel, i));
     if (beta != 0.0f) r.y += beta * epilogue.y[i];
     return r;
   }

@@ -12,7 +12,14 @@ struct EpilogueResult {
   int8_t residual = 0;
 };
 
-/// v: the sum with its bias.
+/// The part of the epilogue that needs to know the channel and the place of a sum.
+DETENT_HD float biased(const Epilogue& e, float v, int64_t channel, int64_t i) {
+  const float bias = e.bias ? e.bias[channel] : 0.0f;
+  v = e.scale ? fmaf(v, e.scale[channel], bias) : (e.bias ? v + bias : v);
+  return e.addend ? v + e.addend[i] : v;
+}
+
+/// v: the biased sum.
 DETENT_HD EpilogueResult finish(const Epilogue& e, float v) {
   const bool masked = v <= e.clamp_min || v >= e.clamp_max;
   v = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
