@@ -96,6 +96,8 @@ TEST_CASE("plan_equals_graph_resnet34") { compare_networks(models::resnet34({.cl
 TEST_CASE("plan_equals_graph_resnet50_v15") { compare_networks(models::resnet50({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
 TEST_CASE("plan_equals_graph_resnet50_v1") { compare_networks(models::resnet50_v1({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
 
+TEST_CASE("plan_equals_graph_mobilenet_v2") { compare_networks(models::mobilenet_v2_cifar10({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
+
 TEST_CASE("plan_fuses_the_chains") {
   const auto shape_of = [](const Graph& g) {
     std::vector<std::string> steps;
