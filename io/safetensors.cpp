@@ -9,6 +9,7 @@
 #include <unordered_set>
 
 #include "detent/core/file.h"
+#include "detent/io/half.h"
 
 namespace detent::io {
 namespace {
@@ -194,17 +195,6 @@ void check_layout(std::string_view file, std::vector<Entry>& entries, uint64_t d
 
 /// Reads exactly n bytes at an absolute offset of the file, or throws.
 using ReadAt = std::function<void(uint64_t offset, void* dst, size_t n)>;
-
-float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
-  const uint32_t exponent = (h >> 10) & 31;
-  const uint32_t mantissa = h & 0x3ff;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent == 0) return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(std::ldexp(static_cast<float>(mantissa), -24)));
-  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-}
-
-float bf16_to_float(uint16_t b) { return std::bit_cast<float>(static_cast<uint32_t>(b) << 16); }
 
 template <class Src, class Dst, class Fn>
 void convert_as(const uint8_t* raw, size_t n, Dst* out, Fn fn) {

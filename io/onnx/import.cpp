@@ -274,6 +274,7 @@ std::string Importer::node_name(const std::string& wanted, const std::string& ow
 
 Value Importer::add_module(const std::string& name, const std::string& value_name, std::unique_ptr<nn::Module> module, std::vector<Value> inputs) {
   const Value v = net_.graph.add(name, std::move(module), std::move(inputs));
+  if (net_.graph.value(v).shape.elements() == 0) unsupported("its result has no elements: ", net_.graph.value(v).shape);
   net_.graph.value(v).name = value_name;
   return v;
 }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "detent/core/file.h"
+#include "detent/io/half.h"
 #include "detent/io/onnx/builder.h"
 #include "detent/io/onnx/importer.h"
 
@@ -12,15 +13,6 @@ namespace detent::io::onnx {
 namespace {
 
 constexpr int kMaxDims = 8;
-
-float bf16_to_float(uint16_t h) { return std::bit_cast<float>(static_cast<uint32_t>(h) << 16); }
-
-float half_to_float(uint16_t h) {
-  const int exponent = (h >> 10) & 31, fraction = h & 1023;
-  float v = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24) : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
-  if (exponent == 31) v = fraction ? std::nanf("") : kInfinity;
-  return h & 0x8000 ? -v : v;
-}
 
 int64_t bits_of(int32_t type, const std::string& name) {
   switch (type) {

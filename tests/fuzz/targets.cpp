@@ -10,6 +10,9 @@
 #include "detent/io/data/preprocess.h"
 #include "detent/io/data/tfrecord.h"
 #include "detent/io/encodings.h"
+#include "detent/io/keras_h5.h"
+#include "detent/io/onnx/export.h"
+#include "detent/io/onnx/import.h"
 #include "detent/io/weights.h"
 #include "detent/quant/config.h"
 #include "detent/quant/estimators/estimator.h"
@@ -175,18 +178,26 @@ void load(std::string bytes) {
   Trained& t = trained();
   static const std::string good = t.checkpoint();
   static const std::string before = t.state();
+  static bool changed = false;  // left so when there was no memory to go back with
+  const auto go_back = [&] {
+    std::string again = good;
+    const UseMemoryFiles use(again);
+    io::load_checkpoint("fuzz", t.net, t.sim.get(), t.sgd);
+    promise(t.state() == before);
+    changed = false;
+  };
+  if (changed) go_back();
+  changed = true;
   try {
     const UseMemoryFiles use(bytes);
     io::load_checkpoint("fuzz", t.net, t.sim.get(), t.sgd);
-  } catch (const Error&) {
+  } catch (...) {
     promise(t.state() == before);
+    changed = false;
     throw;
   }
   t.step();
-  std::string again = good;
-  const UseMemoryFiles use(again);
-  io::load_checkpoint("fuzz", t.net, t.sim.get(), t.sgd);
-  promise(t.state() == before);
+  go_back();
 }
 
 void checkpoint(Bytes in) { load(std::string(chars(in))); }
@@ -220,11 +231,39 @@ void weights(Bytes in) {
   io::load_weights(net, "fuzz");
 }
 
+// A network read from anywhere can be run, as long as it is small: what its arithmetic costs at most is elements x parameters.
+void run_once(nn::Graph& g) {
+  double elements = 0.0;
+  for (int i = 0; i < g.value_count(); ++i) elements += static_cast<double>(g.value({i}).shape.elements());
+  if (elements * static_cast<double>(g.parameter_count() + 1) > 1e8) return;
+  const NoGrad no_grad;
+  std::vector<Var> inputs;
+  for (const nn::Value v : g.inputs()) inputs.emplace_back(Tensor::full(g.value(v).shape, 0.5f));
+  const std::vector<Var> outputs = g.forward({}, inputs);
+  promise(outputs.size() == g.outputs().size());
+  for (size_t i = 0; i < outputs.size(); ++i) promise(outputs[i].dense().shape() == g.value(g.outputs()[i]).shape);
+}
+
+// External data is found in a file that holds the input's bytes.
+void onnx(Bytes in) {
+  std::string file(chars(in));
+  const UseMemoryFiles use(file);
+  io::OnnxNetwork net = io::parse_onnx(chars(in), "fuzz", "folder", {.image_size = 8});
+  for (const quant::Encoding& e : net.encodings.activations) promise(!e.grids.empty() && is_valid(e.grids[0]));
+  run_once(net.graph);
+  io::onnx_bytes(net.graph);
+}
+
+void keras_h5(Bytes in) {
+  for (const io::NamedTensor& t : io::parse_keras_h5(chars(in), "fuzz")) promise(!t.name.empty() && t.tensor.defined());
+}
+
 // Of an input's size: JSON trees and protobuf objects take some ten times their text, a JPEG byte may stand for a thousand pixels, checkpoints are held three times.
 constexpr Target kTargets[] = {
     {"tfrecord", tfrecord, 8},   {"example", example, 64},         {"jpeg", jpeg, 8192},
     {"safetensors", safetensors, 128}, {"encodings", encodings, 256},    {"config", config, 256},
     {"estimator", estimator, 128},     {"checkpoint", checkpoint, 128},   {"checkpoint_sections", checkpoint_sections, 128}, {"weights", weights, 128},
+    {"onnx", onnx, 512},               {"keras_h5", keras_h5, 128},
 };
 
 using Seeds = std::vector<std::pair<std::string, std::string>>;
@@ -235,6 +274,13 @@ Seeds weight_seeds() {
   nn::Graph net = test::tiny_network();
   const std::vector<io::NamedTensor> tensors = io::weights_of(net);
   return {{"tiny", io::safetensors_bytes(tensors, {{"format", "pt"}})}};
+}
+
+// A quantized network in both forms, and the goldens: every operator that is read.
+Seeds onnx_seeds() {
+  Seeds all = {{"tiny.onnx", io::onnx_bytes(trained().net)}, {"tiny.qdq.onnx", io::onnx_bytes(trained().net, io::OnnxQuantization::qdq)}};
+  for (const char* name : {"activations", "images_last", "quantized", "shuffle", "spread", "windows"}) all.emplace_back(text(name, ".onnx"), read_file(text(DETENT_SOURCE_ROOT "/tests/golden/onnx/", name, ".onnx")));
+  return all;
 }
 
 Seeds sections_seeds() {
@@ -291,6 +337,8 @@ Seeds seeds(std::string_view name) {
     }
     return all;
   }
+  if (name == "onnx") return onnx_seeds();
+  if (name == "keras_h5") return {};  // tests/golden/make_keras.py writes them
   if (name == "checkpoint") return {{"tiny", trained().checkpoint()}};
   if (name == "checkpoint_sections") return sections_seeds();
   fail("no seeds for \"", name, "\"");

@@ -91,6 +91,24 @@ def forward(weights, x):
     return F.linear(v.mean((2, 3)), t["predictions.weight"], t["predictions.bias"]).float().numpy()
 
 
+def write_seeds(folder):
+    """Seeds of the fuzz target: one small layer of each kind, plain, as a whole model, compressed, and in HDF5's newer format."""
+    os.makedirs(folder, exist_ok=True)
+    values = {"conv/kernel:0": np.arange(24).reshape(2, 2, 3, 2), "conv/bias:0": np.arange(2), "bn/gamma:0": np.ones(2), "bn/moving_variance:0": np.ones(2), "fc/kernel:0": np.arange(6).reshape(2, 3)}
+    forms = {"plain": {}, "packed": {"compression": "gzip", "shuffle": True, "fletcher32": True}, "chunked": {"chunks": True}, "doubles": {"dtype": "f8"}}
+    for form, options in forms.items():
+        with h5py.File(os.path.join(folder, form + ".h5"), "w") as f:
+            for name, v in values.items():
+                f.create_dataset(name, data=v.astype(options.get("dtype", "f4")), **{k: o for k, o in options.items() if k != "dtype"})
+    with h5py.File(os.path.join(folder, "model.h5"), "w") as f:
+        f.attrs["keras_version"] = b"2.4.0"
+        f.create_dataset("model_weights/conv/conv/bias:0", data=np.arange(2, dtype="f4"))
+        f.create_dataset("optimizer_weights/iter:0", data=np.int64(3))
+    with h5py.File(os.path.join(folder, "newest.h5"), "w", libver="latest") as f:
+        f.create_dataset("conv/bias:0", data=np.arange(2, dtype="f4"))
+        f.create_dataset("conv/kernel:0", data=np.arange(24, dtype="f4").reshape(2, 2, 3, 2), chunks=(1, 2, 3, 2))
+
+
 def main():
     if len(sys.argv) > 1:
         import torch
@@ -120,6 +138,7 @@ def main():
         f.create_group("conv1").create_dataset("bias:0", shape=(4,), dtype="f4", external=[("/etc/hostname", 0, 16)])
     with h5py.File(os.path.join(HERE, "huge.h5"), "w") as f:
         f.create_group("conv1").create_dataset("bias:0", shape=(2**28,), dtype="f4", chunks=(2**20,))
+    write_seeds(os.path.join(HERE, "../../fuzz/corpus/keras_h5"))
     for name in os.listdir(HERE):
         print(name, os.path.getsize(os.path.join(HERE, name)))
 

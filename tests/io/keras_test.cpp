@@ -15,15 +15,7 @@
 using namespace detent;
 using namespace detent::test;
 
-#define NEEDS_HDF5                                             \
-  if (!io::has_hdf5()) {                                       \
-    MESSAGE("SKIPPED: built without the HDF5 library");        \
-    return;                                                    \
-  }                                                            \
-  static_cast<void>(0)
-
 TEST_CASE("keras: both families of names give the same tensors, in PyTorch's layout") {
-  NEEDS_HDF5;
   const io::SafeTensors expected = io::load_safetensors(golden("keras/expected.safetensors"));
   for (const char* name : {"keras/new.h5", "keras/old.h5"}) {
     CAPTURE(name);
@@ -63,7 +55,6 @@ TEST_CASE("keras: every layer of the network has its old name") {
 }
 
 TEST_CASE("keras: links, foreign storage and sizes that are not there are refused") {
-  NEEDS_HDF5;
   CHECK_CONTAINS(error_of([] { io::load_keras_h5(golden("keras/external.h5")); }), "a link to another file");
   CHECK_CONTAINS(error_of([] { io::load_keras_h5(golden("keras/virtual.h5")); }), "virtual");
   CHECK_CONTAINS(error_of([] { io::load_keras_h5(golden("keras/outside.h5")); }), "another file");
@@ -71,7 +62,6 @@ TEST_CASE("keras: links, foreign storage and sizes that are not there are refuse
 }
 
 TEST_CASE("keras: truncated and damaged files give an error or tensors, never a crash") {
-  NEEDS_HDF5;
   const TempFolder folder;
   const std::string good = slurp(golden("keras/new.h5")), path = folder / "bad.h5";
   for (size_t percent = 0; percent < 100; percent += 4) {
@@ -81,7 +71,6 @@ TEST_CASE("keras: truncated and damaged files give an error or tensors, never a 
 }
 
 TEST_CASE("keras: the whole ResNet-50, both families, as PyTorch computes it") {
-  NEEDS_HDF5;
   const char* python = std::getenv("DETENT_PY");
   if (!python || !*python) {
     MESSAGE("SKIPPED: DETENT_PY names no Python with h5py and torch");
