@@ -92,13 +92,15 @@ int FileSystem::sync_folder(const std::string& path) {
 }
 
 int FileSystem::list(const std::string& folder, std::vector<std::string>& names) {
-  DIR* dir = ::opendir(folder.c_str());
+  const auto close = [](DIR* d) { ::closedir(d); };
+  const std::unique_ptr<DIR, decltype(close)> dir(::opendir(folder.c_str()), close);  // the names may find no memory
   if (!dir) return -errno;
   errno = 0;
-  while (const dirent* e = ::readdir(dir)) names.emplace_back(e->d_name);
-  const int error = errno;
-  ::closedir(dir);
-  return -error;
+  while (const dirent* e = ::readdir(dir.get())) {
+    names.emplace_back(e->d_name);
+    errno = 0;
+  }
+  return -errno;
 }
 
 int FileSystem::exists(const std::string& path) {
@@ -254,7 +256,7 @@ AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   DETENT_CHECK(file_system().exists(path_) != 2, "cannot create ", path_, ": a folder has this name");
   try {
     file_ = std::make_unique<OutputFile>(temporary_);
-  } catch (const Error&) {
+  } catch (...) {
     file_system().remove(temporary_);
     throw;
   }
