@@ -33,7 +33,7 @@ struct Progress {
   std::string report;       ///< the program's own: results so far (accuracies of earlier stages), log
 };
 
-/// Weights, batch-norm statistics, quantizers (state, ranges, statistics), optimizer and progress.
+/// Weights, batch-norm statistics, quantizers (state, ranges, statistics), optimizer and progress. Throws Error naming a parameter that is not finite: a checkpoint is good.
 void save_checkpoint(const std::string& path, nn::Graph& graph, quant::QuantSim* sim, const nn::Optimizer& optimizer, const Progress& progress);
 /// Only the progress (to see whether options match before anything is touched).
 Progress read_progress(const std::string& path);

@@ -271,10 +271,21 @@ void Flow::fold_to_scale() {
   say(o_.quiet, text("folded ", folded.size(), " batch norms into the scales"));
 }
 
+// What fails behind a checkpoint (NaN, no memory, a full disk) names it: it is still good.
+template <class Fn>
+auto Flow::naming_last_checkpoint(Fn&& fn) {
+  try {
+    return fn();
+  } catch (const Error& e) {
+    if (last_checkpoint_.empty()) throw;
+    fail(e.what(), "; the last good checkpoint is ", last_checkpoint_);
+  }
+}
+
 void Flow::save() {
   progress_.report = report_.to_json();
   const std::string file = join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step));
-  io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress_);
+  naming_last_checkpoint([&] { io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress_); });
   last_checkpoint_ = file;
   io::prune_checkpoints(o_.output, o_.prefix, o_.keep_checkpoints);
 }
@@ -288,16 +299,6 @@ void Flow::remove_left_overs() const {
     if (!name.starts_with(o_.prefix + ".") || !is_temporary_name(name)) continue;
     remove_file(join_path(o_.output, name));
     say(o_.quiet, "removed " + name + ", which an interrupted run left behind");
-  }
-}
-
-// A step that fails (NaN, no memory) names the checkpoint that is still good.
-nn::StepInfo Flow::step(nn::Trainer& trainer, const io::Batch& batch) {
-  try {
-    return trainer.step(batch.images, batch.labels);
-  } catch (const Error& e) {
-    if (last_checkpoint_.empty()) throw;
-    fail(e.what(), "; the last good checkpoint is ", last_checkpoint_);
   }
 }
 
@@ -322,7 +323,7 @@ bool Flow::train() {
     loader.seek(progress_.epoch, progress_.batch);
     io::Batch batch;
     while (progress_.step < total && loader.next(batch)) {
-      const nn::StepInfo info = step(trainer, batch);
+      const nn::StepInfo info = naming_last_checkpoint([&] { return trainer.step(batch.images, batch.labels); });
       progress_.step = info.step;
       progress_.batch = batch.index + 1;
       images += info.images;

@@ -44,7 +44,8 @@ class Flow {
   void warn_of_strangers(const detent::quant::EncodingMap& map) const;
   void fold_to_scale();
   bool train();
-  detent::nn::StepInfo step(detent::nn::Trainer& trainer, const detent::io::Batch& batch);
+  template <class Fn>
+  auto naming_last_checkpoint(Fn&& fn);
   void save();
   void say_stopped() const;
   void remove_left_overs() const;

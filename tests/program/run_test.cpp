@@ -209,3 +209,16 @@ TEST_CASE("a_killed_run_resumes_to_the_same_bits") {
   CHECK_CONTAINS(o.err, "m.step-28.ckpt");
   same_results(w, "whole", "killed");
 }
+
+TEST_CASE("a_run_that_diverges_names_the_layer_and_the_last_good_checkpoint") {
+  const Workshop w;
+  // A learning rate that no network survives for long, and this one for a step or more.
+  const Outcome o = w.run(w.good("diverged") + Arguments{"--epochs", "10", "--checkpoint-every", "1", "--lr", "3e3"});
+  INFO(o.err);
+  CHECK(o.code == 2);
+  CHECK_CONTAINS(o.err, "not finite");
+  CHECK_CONTAINS(o.err, "the last good checkpoint is");
+  const size_t at = o.err.find("the last good checkpoint is ") + 28;
+  CHECK(file_exists(o.err.substr(at, o.err.find('\n', at) - at)));
+  CHECK_FALSE(file_exists((w / "diverged") + "/m.safetensors"));
+}

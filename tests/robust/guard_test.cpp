@@ -104,3 +104,20 @@ TEST_CASE("a learning rate that is no number is refused before anything changes"
   for (const float bad : {kNaN, kInf, -1.0f}) CHECK_CONTAINS(t.step(bad), "learning rate");
   CHECK(t.all() == before);
 }
+
+TEST_CASE("a state that is not finite is not saved as a checkpoint, and the one before stays") {
+  const TempFolder dir;
+  const std::string path = dir / "m.step-1.ckpt";
+  for (const char* name : {"conv1.weight", "conv1.weight.max"}) {
+    Training t(true);
+    io::save_checkpoint(path, t.net, t.sim.get(), t.sgd, {.step = 1});
+    const std::string before = slurp(path);
+    for (nn::Parameter* p : t.net.parameters()) {
+      if (p->name == name) p->value.data<float>()[0] = kInf;
+    }
+    const std::string message = error_of([&] { io::save_checkpoint(path, t.net, t.sim.get(), t.sgd, {.step = 2}); });
+    CHECK_CONTAINS(message, std::string(name));
+    CHECK_CONTAINS(message, "not finite");
+    CHECK(slurp(path) == before);
+  }
+}

@@ -87,7 +87,8 @@ class TinyRun {
     nn::Trainer trainer(net_, sgd_, {.base = 0.05f});
     trainer.set_steps_done(at.step);
     loader.seek(at.epoch, at.batch);
-    OutputFile log(join_path(output_, "m.log"), FileSystem::Open::create);
+    OutputFile log(join_path(output_, "m.log"), FileSystem::Open::append);
+    log.truncate(log_bytes(at.step));
     io::Batch batch;
     while (at.step < kTinySteps && loader.next(batch)) {
       const nn::StepInfo info = trainer.step(batch.images, batch.labels);
@@ -99,6 +100,16 @@ class TinyRun {
       io::prune_checkpoints(output_, "m", 2);
     }
     log.close();
+  }
+
+  // Line k of the log is step k; what was logged after the checkpoint is dropped.
+  int64_t log_bytes(int64_t steps) const {
+    const std::string path = join_path(output_, "m.log");
+    if (!file_exists(path)) return 0;
+    const std::string all = read_file(path);
+    size_t at = 0;
+    for (; steps > 0 && at < all.size(); --steps) at = std::min(all.find('\n', at), all.size() - 1) + 1;
+    return static_cast<int64_t>(at);
   }
 
   std::string output_;
