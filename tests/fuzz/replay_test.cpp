@@ -11,6 +11,7 @@
 #include "detent/core/error.h"
 #include "detent/core/file.h"
 #include "detent/core/rng.h"
+#include "detent/tests/fuzz/errors.h"
 #include "detent/tests/fuzz/targets.h"
 
 using namespace detent;
@@ -121,6 +122,28 @@ TEST_CASE("corpora_of_hostile_bytes_are_refused_with_errors_in_bounded_memory") 
     CHECK(replay.errors < replay.runs);
     CHECK(replay.worst < t.memory_factor);
   }
+}
+
+// Found by the fuzzer: the smallest input of each kind of error (make_errors), which is its name.
+TEST_CASE("every_kind_of_error_is_given_for_the_input_that_is_named_after_it") {
+  int64_t inputs = 0;
+  for (const fuzz::Target& t : fuzz::targets()) {
+    const std::string folder = std::string(DETENT_SOURCE_ROOT "/tests/fuzz/errors/") + t.name;
+    if (!folder_exists(folder)) continue;
+    for (const std::string& kind : list_folder(folder)) {
+      const std::string bytes = read_file(join_path(folder, kind));
+      std::string message;
+      try {
+        t.run({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+      } catch (const Error& e) {
+        message = e.what();
+      }
+      CHECK_MESSAGE(fuzz::error_kinds(message).contains(kind), std::string(t.name) << ": \"" << message << "\" is not " << kind << "; when its format changed, fuzz and run make_errors again");
+      ++inputs;
+    }
+  }
+  MESSAGE(inputs << " inputs, each refused for its reason");
+  CHECK(inputs > 100);
 }
 
 TEST_CASE("seeds_in_the_repository_are_what_this_version_writes") {

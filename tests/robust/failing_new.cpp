@@ -20,7 +20,7 @@ struct Armed {
 thread_local Armed armed;
 std::atomic<int64_t> blocks{0};
 
-// Neither library is written for a refusal. nlohmann-json takes memory in its destructor, and its values are not whole when a constructor of theirs got none;
+// Which functions a request comes from is asked of the dynamic symbols: the binary exports its own. Neither library is written for a refusal. nlohmann-json takes memory in its destructor, and its values are not whole when a constructor of theirs got none;
 // Protocol Buffers' containers count an element before they have it.
 bool in_foreign_library() {
   void* frames[32];
