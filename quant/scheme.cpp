@@ -20,6 +20,13 @@ constexpr Spelling kSpellings[] = {
     {"range-learning-tf-enhanced", Scheme::range_learning_tf_enhanced},
     {"training-range-learning-with-tf-enhanced-init", Scheme::range_learning_tf_enhanced},
     {"range-learning-percentile", Scheme::range_learning_percentile},
+    {"training-range-learning-with-percentile-init", Scheme::range_learning_percentile},
+    {"range-learning-mse", Scheme::range_learning_mse},
+    {"training-range-learning-with-mse-init", Scheme::range_learning_mse},
+    {"range-learning-moving-average", Scheme::range_learning_moving_average},
+    {"training-range-learning-with-moving-average-init", Scheme::range_learning_moving_average},
+    {"range-learning-entropy", Scheme::range_learning_entropy},
+    {"training-range-learning-with-entropy-init", Scheme::range_learning_entropy},
     {"tf", Scheme::tf},
     {"min-max", Scheme::tf},
     {"post-training-tf", Scheme::tf},
@@ -48,10 +55,13 @@ EstimatorKind estimator_of(Scheme s) {
     case Scheme::range_learning_percentile:
     case Scheme::percentile:
       return EstimatorKind::percentile;
+    case Scheme::range_learning_mse:
     case Scheme::mse:
       return EstimatorKind::mse;
+    case Scheme::range_learning_moving_average:
     case Scheme::moving_average:
       return EstimatorKind::moving_average;
+    case Scheme::range_learning_entropy:
     case Scheme::entropy:
       return EstimatorKind::entropy;
   }
@@ -69,7 +79,7 @@ Scheme parse_scheme(std::string_view word) {
     names.push_back(s.word);
   }
   fail("quantization scheme '", std::string_view(word).substr(0, 64), "' is unknown", nearest_name(dashed, names.data(), names.size()),
-       "; choose range-learning-tf, range-learning-tf-enhanced, range-learning-percentile, tf, tf-enhanced, percentile, mse, moving-average or entropy");
+       "; choose tf, tf-enhanced, percentile, mse, moving-average or entropy, or range-learning- in front of one of them");
 }
 
 std::string_view to_string(NumberFormat f) {
@@ -100,6 +110,12 @@ std::string_view aimet_name(Scheme s) {
       return "training_range_learning_with_tf_enhanced_init";
     case Scheme::range_learning_percentile:
       return "training_range_learning_with_percentile_init";
+    case Scheme::range_learning_mse:
+      return "training_range_learning_with_mse_init";
+    case Scheme::range_learning_moving_average:
+      return "training_range_learning_with_moving_average_init";
+    case Scheme::range_learning_entropy:
+      return "training_range_learning_with_entropy_init";
     case Scheme::tf:
       return "post_training_tf";
     case Scheme::tf_enhanced:

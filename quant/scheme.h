@@ -12,6 +12,9 @@ enum class Scheme : uint8_t {
   range_learning_tf,
   range_learning_tf_enhanced,
   range_learning_percentile,
+  range_learning_mse,
+  range_learning_moving_average,
+  range_learning_entropy,
   tf,
   tf_enhanced,
   percentile,
@@ -30,7 +33,7 @@ NumberFormat parse_number_format(std::string_view word);
 /// How a range is found from observed values.
 enum class EstimatorKind : uint8_t { min_max, moving_average, tf_enhanced, percentile, mse, entropy };
 
-constexpr bool learns_ranges(Scheme s) { return s <= Scheme::range_learning_percentile; }
+constexpr bool learns_ranges(Scheme s) { return s <= Scheme::range_learning_entropy; }
 EstimatorKind estimator_of(Scheme s);
 
 /// Accepts "range-learning-tf", "range_learning_tf", AIMET's "training_range_learning_with_tf_init" and "post_training_tf", "min_max". Throws Error naming the nearest.

@@ -90,7 +90,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--seed", o.seed, "seed of shuffling, augmentation and initial weights");
   app.add_option("--batch", o.batch, "images a training step");
   app.add_option("--eval-batch", o.eval_batch, "images a batch of evaluation and calibration");
-  app.add_option("--quant-scheme", scheme, "range-learning-tf, range-learning-tf-enhanced, range-learning-percentile, tf, tf-enhanced, percentile, mse, moving-average, entropy");
+  app.add_option("--quant-scheme", scheme, "tf, tf-enhanced, percentile, mse, moving-average, entropy: fixed ranges; range-learning-tf and so on: where learned ranges start");
   app.add_option("--param-bw", o.param_bits, "bits of weights, 2..16, or 32 for float");
   app.add_option("--output-bw", o.output_bits, "bits of activations, 2..16, or 32 for float");
   app.add_option("--param-type", param_type, "what weights are kept in: int (a grid of --param-bw bits), float16 or bfloat16");

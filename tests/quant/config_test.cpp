@@ -126,9 +126,9 @@ TEST_CASE("schemes by every spelling") {
   CHECK(parse_scheme("training_range_learning_with_tf_init") == Scheme::range_learning_tf);
   CHECK(parse_scheme("post_training_percentile") == Scheme::percentile);
   CHECK_THROWS_AS(parse_scheme("range-lerning-tf"), Error);
-  for (const Scheme s : {Scheme::range_learning_tf, Scheme::range_learning_tf_enhanced, Scheme::range_learning_percentile, Scheme::tf, Scheme::tf_enhanced, Scheme::percentile, Scheme::mse,
+  for (const Scheme s : {Scheme::range_learning_tf, Scheme::range_learning_tf_enhanced, Scheme::range_learning_percentile, Scheme::range_learning_mse, Scheme::range_learning_moving_average, Scheme::range_learning_entropy, Scheme::tf, Scheme::tf_enhanced, Scheme::percentile, Scheme::mse,
                          Scheme::moving_average}) {
     CHECK(parse_scheme(to_string(s)) == s);
-    if (s != Scheme::range_learning_percentile) CHECK(parse_scheme(aimet_name(s)) == s);
+    CHECK(parse_scheme(aimet_name(s)) == s);
   }
 }

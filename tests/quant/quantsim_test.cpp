@@ -45,6 +45,26 @@ TEST_CASE("calibration_errors") {
   CHECK(message_of([&] { sim.compute_encodings([&] { g(images()); }); }).empty());
 }
 
+TEST_CASE("learned_ranges_start_where_the_scheme_of_the_same_name_ends") {
+  for (const char* name : {"tf", "tf-enhanced", "percentile", "mse", "moving-average", "entropy"}) {
+    INFO(name);
+    Graph g = folded_network(), h = folded_network();
+    QuantSim learned(g, {.scheme = parse_scheme(std::string("range-learning-") + name), .estimator = {.percentile = 99.0}}), fixed(h, {.scheme = parse_scheme(name), .estimator = {.percentile = 99.0}});
+    learned.compute_encodings([&] { g(images()); });
+    fixed.compute_encodings([&] { h(images()); });
+    for (const Placement& p : learned.placements()) {
+      CHECK(p.quantizer->state() == QuantizerState::learning);
+      CHECK(p.quantizer->grids() == fixed.find(p.name)->grids());
+    }
+    Sgd sgd({.learning_rate = 0.05f});
+    Trainer trainer(g, sgd, {.base = 0.05f});
+    const std::vector<Grid> before = learned.find("fc")->grids();
+    trainer.step(images(), class_labels(4, 4));
+    CHECK_FALSE(learned.find("fc")->grids() == before);
+    CHECK(learned.encodings().args.quant_scheme.starts_with("training_range_learning_with_"));
+  }
+}
+
 TEST_CASE("calibrating_training_and_evaluating_do_not_mix") {
   struct Labelled {
     Tensor images, labels;
