@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <optional>
 
 #include "detent/autograd/op_support.h"
@@ -26,18 +27,71 @@ ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const C
           .groups = spec.groups};
 }
 
+// The grids of w where a device may multiply its integers. The CPU multiplies dequantized values and asks for none.
+struct PlacedGrids {
+  Tensor memory;
+  bool per_channel = false;
+  int32_t magnitude = 0;
+  WeightGrid get() const {
+    WeightGrid g;
+    if (magnitude > 0) g = {static_cast<const Grid*>(memory.raw()), per_channel, magnitude};
+    return g;
+  }
+};
+
+Tensor placed(const std::vector<Grid>& grids, Device device) {
+  const size_t bytes = grids.size() * sizeof(Grid);
+  Tensor t(Shape{static_cast<int64_t>(bytes)}, DType::u8, device);
+  backend(device).copy(t.raw(), device, grids.data(), Device{}, bytes);
+  return t;
+}
+
+PlacedGrids weight_grids(const Var& w, Device device) {
+  PlacedGrids p;
+  if (device.type == DeviceType::cpu || !w.grids() || (w.grids()->size() != 1 && static_cast<int64_t>(w.grids()->size()) != w.shape()[0])) return p;
+  int32_t magnitude = 0;
+  for (const Grid& g : *w.grids()) {
+    constexpr int32_t kExact = 1 << 22;  // what rint(w / scale) recovers
+    if (g.zero_point != 0 || g.qmin < -kExact || g.qmax >= kExact) return p;
+    magnitude = std::max({magnitude, -g.qmin, g.qmax + 1});
+  }
+  p.memory = placed(*w.grids(), device);
+  p.per_channel = w.grids()->size() > 1;
+  p.magnitude = magnitude;
+  return p;
+}
+
+// Values that lie on a byte's grid but came as floats (through a max pool, say) are coded again where the weights' integers can be multiplied: exact, and the
+// backward pass keeps a quarter of the bytes.
+ops::Kept keep_input(const Var& x, const PlacedGrids& w, Device device) {
+  constexpr int32_t kByte = 128;
+  if (x.coded() || w.magnitude == 0 || w.magnitude > kByte || !x.grids() || x.grids()->size() != 1) return ops::keep(x);
+  const Grid& grid = x.grids()->front();
+  if (grid.qmin < 0 || grid.qmax > 255) return ops::keep(x);
+  const Tensor grids = placed(*x.grids(), device), dense = x.dense();
+  Tensor codes(x.shape(), DType::u8, device);
+  FakeQuantArgs args;
+  args.view = {1, 1, dense.elements()};
+  args.x = dense.data<float>();
+  args.grids = static_cast<const Grid*>(grids.raw());
+  args.codes = codes.raw();
+  ops::kernels(device).fake_quant(args);
+  return {codes, grid};
+}
+
 // Dense is a convolution of one image of a single row: the same kernels, the same coded inputs.
 Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const ConvGeometry& g, const Shape& y_shape, const Conv2dSpec& spec, const GridTarget* target) {
   const float lo = spec.clamp_min, hi = spec.clamp_max;
   const Device device = x.device();
-  const ops::Kept kept_x = ops::keep(x);
+  const PlacedGrids w_grids = weight_grids(w, device);
+  const ops::Kept kept_x = keep_input(x, w_grids, device);
   const Tensor wt = w.dense();
   const bool wanted = x.tracked() || w.tracked() || (bias && bias->tracked()) || (target && target->min.tracked());
   DETENT_CHECK(!(wanted && (spec.channel_scale.defined() || spec.addend.defined())), op, ": channel_scale and addend are for inference, but a gradient of an input is wanted");
   std::optional<ops::ToGrid> to_grid;
   if (target) to_grid.emplace(op, y_shape, device, *target, wanted);
   Tensor y;
-  Conv2dArgs args{.geometry = g, .input = kept_x.input(), .w = wt.data<float>(), .epilogue = {}};
+  Conv2dArgs args{.geometry = g, .input = kept_x.input(), .w = wt.data<float>(), .epilogue = {}, .w_grid = w_grids.get()};
   args.epilogue.scale = spec.channel_scale.defined() ? spec.channel_scale.data<float>() : nullptr;
   args.epilogue.addend = spec.addend.defined() ? spec.addend.data<float>() : nullptr;
   args.epilogue.bias = bias ? bias->dense().data<float>() : nullptr;
@@ -65,7 +119,7 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
     const Kernels& k = ops::kernels(dy.device());
     if (sink.needs(0)) {
       Tensor dx(x_shape, DType::f32, dy.device());
-      k.conv2d_backward_data({g, dy.data<float>(), saved_w.data<float>(), dx.data<float>()});
+      k.conv2d_backward_data({g, dy.data<float>(), saved_w.data<float>(), dx.data<float>(), w_grids.get()});
       sink.add(0, std::move(dx));
     }
     if (sink.needs(1)) {

@@ -374,6 +374,9 @@ struct Kernels {
 class Backend {
  public:
   virtual ~Backend() = default;
+  /// How float products are computed by the kernels launched from now on. A GPU begins with tf32; a backend that does not know a precision stays in f32.
+  virtual void set_precision(Precision) {}
+  virtual Precision precision() const { return Precision::f32; }
   virtual CachingAllocator& allocator() = 0;
   /// Also makes the device the calling thread's current one: use the table at once, not after that of another device.
   virtual const Kernels& kernels() const = 0;

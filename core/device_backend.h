@@ -13,6 +13,10 @@ class DeviceBackend final : public Backend {
   /// Throws Error when the device does not open.
   DeviceBackend(const DeviceModule& module, Device device);
 
+  void set_precision(Precision p) override {
+    if (module_.set_precision) module_.set_precision(p);
+  }
+  Precision precision() const override { return module_.precision ? module_.precision() : Precision::f32; }
   CachingAllocator& allocator() override { return allocator_; }
   const Kernels& kernels() const override;
   void copy(void* dst, Device dst_device, const void* src, Device src_device, size_t bytes) override;

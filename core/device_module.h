@@ -9,7 +9,7 @@
 
 namespace detent {
 
-constexpr uint32_t kDeviceModuleVersion = 1;
+constexpr uint32_t kDeviceModuleVersion = 2;
 
 /// What the module asks of the library: memory for the length of a kernel, from the device's caching allocator.
 struct ModuleHost {
@@ -53,6 +53,9 @@ struct DeviceModule {
   const char* (*launch_graph)(int device, void* graph);
   void (*destroy_graph)(void* graph);
   const Kernels* kernels;
+  /// Of all devices of the module; null: it computes in f32.
+  void (*set_precision)(Precision);
+  Precision (*precision)();
 };
 
 using DeviceModuleEntry = const DeviceModule* (*)();

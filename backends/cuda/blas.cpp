@@ -8,6 +8,7 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
+#include <cstdio>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -44,6 +45,11 @@ const Library& library() {
     name[15] = static_cast<char>('0' + kMajor / 10);
     name[16] = static_cast<char>('0' + kMajor % 10);
     void* h = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (!h) {  // not on the loader's path: where the toolkit was at build time
+      char path[512];
+      std::snprintf(path, sizeof path, "%s/%s", DETENT_CUDA_LIBRARIES, name);
+      h = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    }
     o.ready = h && find(h, "cublasLtCreate", o.create) && find(h, "cublasLtMatmul", o.matmul) && find(h, "cublasLtMatmulAlgoGetHeuristic", o.heuristic) &&
               find(h, "cublasLtMatmulDescCreate", o.desc_create) && find(h, "cublasLtMatmulDescDestroy", o.desc_destroy) &&
               find(h, "cublasLtMatmulDescSetAttribute", o.desc_set) && find(h, "cublasLtMatrixLayoutCreate", o.layout_create) &&

@@ -111,10 +111,6 @@ void conv2d_backward_data(const ConvOptions&, const Conv2dBackwardDataArgs&);
 void conv2d_backward_filter(const ConvOptions&, const Conv2dBackwardFilterArgs&);
 void gemm(const ConvOptions&, const GemmArgs&);
 
-/// What conv2d and the others of kernels.h use. Any thread; kernels launched later see it.
-void set_precision(Precision p);
-Precision precision();
-
 // ---- direct kernels: one output element a thread, for depthwise and narrow groups ------------------------------------------------------------------------
 
 bool runs_direct(const ConvGeometry& g);

@@ -10,11 +10,16 @@ DETENT_HD float input_at(const ConvInput& in, int64_t i) {
   return in.x ? in.x[i] : static_cast<float>(static_cast<int32_t>(in.codes[i]) - in.grid.zero_point);
 }
 
+// Divisions of 64 bits cost more than the memory these kernels wait for; most need 32.
+DETENT_HD int64_t divide(int64_t a, int64_t b) {
+  return (static_cast<uint64_t>(a | b) >> 32) == 0 ? static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b)) : a / b;
+}
+
 struct Spot {
   int64_t n, h, w;
 };
 DETENT_HD Spot spot(int64_t p, int64_t h, int64_t w) {
-  const int64_t line = p / w, n = line / h;
+  const int64_t line = divide(p, w), n = divide(line, h);
   return {n, line - n * h, p - line * w};
 }
 
@@ -37,7 +42,7 @@ struct Forward {
   const float* w;
   Epilogue epilogue;
   DETENT_HD void operator()(int64_t i) const {
-    const int64_t p = i / g.k, k = i - p * g.k, cg = g.c / g.groups, c0 = k / (g.k / g.groups) * cg;
+    const int64_t p = divide(i, g.k), k = i - p * g.k, cg = divide(g.c, g.groups), c0 = divide(k, divide(g.k, g.groups)) * cg;
     float sum = 0.0f;
     for_taps(g, spot(p, g.oh, g.ow), [&](int64_t r, int64_t s, int64_t q) {
       const float* const row = w + ((k * g.r + r) * g.s + s) * cg;
@@ -54,8 +59,9 @@ struct IntegerForward {
   ConvInput input;
   IntegerWeights w;
   Epilogue epilogue;
+  CodeRange range;
   DETENT_HD void operator()(int64_t i) const {
-    const int64_t p = i / g.k, k = i - p * g.k, cg = g.c / g.groups, c0 = k / (g.k / g.groups) * cg;
+    const int64_t p = divide(i, g.k), k = i - p * g.k, cg = divide(g.c, g.groups), c0 = divide(k, divide(g.k, g.groups)) * cg;
     int32_t sum = 0;
     const Spot o = spot(p, g.oh, g.ow);
     for (int64_t r = 0; r < g.r; ++r) {
@@ -67,7 +73,7 @@ struct IntegerForward {
         for (int64_t c = 0; c < cg; ++c) sum += (in ? static_cast<int32_t>(x[c]) : input.grid.zero_point) * static_cast<int32_t>(row[c]);
       }
     }
-    write_one(epilogue, i, finish_integer(epilogue, wrapping_add(sum, w.offset[k]), w.scale[k]));
+    write_one(epilogue, i, finish_integer(epilogue, range, wrapping_add(sum, w.offset[k]), w.scale[k]));
   }
 };
 
@@ -77,15 +83,15 @@ struct BackwardData {
   const float* w;
   float* dx;
   DETENT_HD void operator()(int64_t i) const {
-    const int64_t p = i / g.c, c = i - p * g.c, cg = g.c / g.groups, kg = g.k / g.groups, group = c / cg, k0 = group * kg;
+    const int64_t p = divide(i, g.c), c = i - p * g.c, cg = divide(g.c, g.groups), kg = divide(g.k, g.groups), group = divide(c, cg), k0 = group * kg;
     const Spot in = spot(p, g.h, g.w);
     float sum = 0.0f;
     for (int64_t r = 0; r < g.r; ++r) {
-      const int64_t th = in.h + g.pad_top - r * g.dilation_h, oh = th / g.stride_h;
-      if (th < 0 || oh * g.stride_h != th || oh >= g.oh) continue;
+      const int64_t th = in.h + g.pad_top - r * g.dilation_h, oh = th < 0 ? -1 : divide(th, g.stride_h);
+      if (oh < 0 || oh * g.stride_h != th || oh >= g.oh) continue;
       for (int64_t s = 0; s < g.s; ++s) {
-        const int64_t tw = in.w + g.pad_left - s * g.dilation_w, ow = tw / g.stride_w;
-        if (tw < 0 || ow * g.stride_w != tw || ow >= g.ow) continue;
+        const int64_t tw = in.w + g.pad_left - s * g.dilation_w, ow = tw < 0 ? -1 : divide(tw, g.stride_w);
+        if (ow < 0 || ow * g.stride_w != tw || ow >= g.ow) continue;
         const float* const d = dy + ((in.n * g.oh + oh) * g.ow + ow) * g.k + k0;
         for (int64_t k = 0; k < kg; ++k) sum = fmaf(d[k], w[(((k0 + k) * g.r + r) * g.s + s) * cg + c - group * cg], sum);
       }
@@ -140,7 +146,7 @@ void direct_forward(const Conv2dArgs& a, const IntegerWeights* integer) {
   const ConvGeometry& g = a.geometry;
   const int64_t n = g.n * g.oh * g.ow * g.k;
   if (integer) {
-    elements("conv2d direct, codes", n, IntegerForward{g, a.input, *integer, a.epilogue});
+    elements("conv2d direct, codes", n, IntegerForward{g, a.input, *integer, a.epilogue, code_range(a.epilogue)});
   } else {
     elements("conv2d direct", n, Forward{g, a.input, a.w, a.epilogue});
   }

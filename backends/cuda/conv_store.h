@@ -61,6 +61,7 @@ struct FloatStore {
 struct IntegerStore {
   OutputPlace place;
   Epilogue epilogue;  // bias is in offset
+  CodeRange range;
   const int32_t* offset = nullptr;
   const AccumulatorScale* scale = nullptr;
 
@@ -71,11 +72,11 @@ struct IntegerStore {
     if (place.vector) {
       EpilogueResult r[4];
       DETENT_UNROLL
-      for (int e = 0; e < 4; ++e) r[e] = finish_integer(epilogue, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]);
+      for (int e = 0; e < 4; ++e) r[e] = finish_integer(epilogue, range, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]);
       write_four(epilogue, i, r);
     } else {
       for (int e = 0; e < 4 && n + e < place.columns; ++e) {
-        write_one(epilogue, i + e, finish_integer(epilogue, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]));
+        write_one(epilogue, i + e, finish_integer(epilogue, range, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]));
       }
     }
   }

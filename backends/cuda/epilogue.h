@@ -33,8 +33,14 @@ DETENT_HD EpilogueResult finish(const Epilogue& e, float v) {
   return r;
 }
 
+/// The clamp as codes.
+struct CodeRange {
+  int32_t lo = 0, hi = 0;
+};
+DETENT_HD CodeRange code_range(const Epilogue& e) { return {quantize(e.clamp_min, e.grid), quantize(e.clamp_max, e.grid)}; }
+
 /// acc: the int32 sum with its bias.
-DETENT_HD EpilogueResult finish_integer(const Epilogue& e, int32_t acc, const AccumulatorScale& s) {
+DETENT_HD EpilogueResult finish_integer(const Epilogue& e, const CodeRange& range, int32_t acc, const AccumulatorScale& s) {
   const float v = static_cast<float>(acc) * s.value;
   const bool masked = v <= e.clamp_min || v >= e.clamp_max;
   const float clamped = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
@@ -42,8 +48,7 @@ DETENT_HD EpilogueResult finish_integer(const Epilogue& e, int32_t acc, const Ac
   r.y = clamped;
   if (!e.quantize) return r;
   int32_t q = requantize(acc, s.multiplier, e.grid);
-  const int32_t lo = quantize(e.clamp_min, e.grid), hi = quantize(e.clamp_max, e.grid);
-  q = q < lo ? lo : (q > hi ? hi : q);
+  q = q < range.lo ? range.lo : (q > range.hi ? range.hi : q);
   r.y = dequantize(q, e.grid);
   r.code = static_cast<uint8_t>(q);
   if (e.residual) {

@@ -43,4 +43,8 @@ void adam_step(const AdamArgs&);
 
 const Kernels& table();
 
+/// Of convolutions and matrix products launched from now on, by any thread.
+void set_precision(Precision p);
+Precision precision();
+
 }  // namespace detent::DETENT_CUDA_NAMESPACE

@@ -318,6 +318,8 @@ extern "C" __attribute__((visibility("default"))) const detent::DeviceModule* de
       .launch_graph = c::launch_graph,
       .destroy_graph = c::destroy_graph,
       .kernels = &c::table(),
+      .set_precision = c::set_precision,
+      .precision = c::precision,
   };
   return &module;
 }

@@ -70,7 +70,7 @@ struct DeviceTileBlock {
 };
 
 template <class Body>
-__global__ void __launch_bounds__(kTileThreads) tile_kernel(Body body) {
+__global__ void __launch_bounds__(kTileThreads, 2) tile_kernel(Body body) {
   extern __shared__ __align__(16) unsigned char tile_memory[];
   DeviceTileBlock block{static_cast<int64_t>(blockIdx.x)};
   body(block, *reinterpret_cast<typename Body::Shared*>(tile_memory));

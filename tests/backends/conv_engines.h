@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "detent/core/backend.h"
+#include "kernel_support.h"
 
 namespace detent::test {
 
@@ -21,5 +21,21 @@ struct ConvEngine {
 };
 
 const std::vector<ConvEngine>& conv_engines();
+
+/// The table under test, its backend set to a precision before each call.
+inline ConvEngine table_engine(std::string name, std::function<void()> set_precision, double rounding) {
+  return {.name = std::move(name),
+          .conv2d = [=](const Conv2dArgs& a) { set_precision(), kernels().conv2d(a); },
+          .backward_data = [=](const Conv2dBackwardDataArgs& a) { set_precision(), kernels().conv2d_backward_data(a); },
+          .backward_filter = [=](const Conv2dBackwardFilterArgs& a) { set_precision(), kernels().conv2d_backward_filter(a); },
+          .gemm = [=](const GemmArgs& a) { set_precision(), kernels().gemm(a); },
+          .rounding = rounding,
+          .threads = false};
+}
+/// f32, TF32 and bf16 of a backend that has them. `truncates`: a library it calls may cut factors to TF32 instead of rounding them.
+inline std::vector<ConvEngine> table_engines(void (*set_precision)(Precision), bool truncates) {
+  return {table_engine("f32", [=] { set_precision(Precision::f32); }, 0.0), table_engine("tf32", [=] { set_precision(Precision::tf32); }, truncates ? 0x1p-10 : 0x1p-11),
+          table_engine("bf16", [=] { set_precision(Precision::bf16); }, 0x1p-8)};
+}
 
 }  // namespace detent::test
