@@ -58,6 +58,10 @@ struct Kept {
 };
 Kept keep(const Var& x);
 
+/// Gives the gradients of a learned range to the sink at inputs `at` and `at + 1`, as far as they are wanted. sums: scale sums, then clip sums, doubles in the
+/// memory of i64 [2, channels].
+void add_range_grads(const Tensor& sums, const Tensor& min, const Tensor& max, const GridSpec& spec, RangeGradient rule, GradSink& sink, int at);
+
 /// A result on its way to a grid: buffers, the part of an Epilogue, and the backward pass to the value before quantization.
 class ToGrid {
  public:
@@ -65,7 +69,7 @@ class ToGrid {
   ToGrid(const char* op, const Shape& shape, Device device, const GridTarget& target, bool keep_residual);
   void fill(Epilogue& epilogue) const;
   Var result() const;
-  bool learned() const { return learned_; }
+  bool learned() const { return min_.defined(); }
   /// Gradient before quantization from `dy`; gives those of min and max to the sink at inputs `at` and `at + 1` when the range is learned.
   Tensor backward(const Tensor& dy, GradSink& sink, int at) const;
 
@@ -74,8 +78,7 @@ class ToGrid {
   Grid grid_;
   GridSpec spec_;
   RangeGradient rule_;
-  bool learned_;
-  Range range_;
+  Tensor min_, max_;  // undefined: the range is not learned
 };
 
 }  // namespace detent::ops

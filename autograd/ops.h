@@ -101,6 +101,9 @@ Shape pad_shape(const Shape& x, std::span<const int64_t> before, std::span<const
 /// before and after: added elements for each axis.
 Var pad(const Var& x, std::span<const int64_t> before, std::span<const int64_t> after, float value = 0.0f);
 
+/// The value in another device's memory (itself when it is there); the gradient comes back.
+Var to_device(const Var& x, Device device);
+
 /// Shares the buffer; a coded value stays coded.
 Var reshape(const Var& x, const Shape& shape);
 /// The extents before `axis` multiplied, and those from it on: [n,h,w,c] -> [n, h*w*c].
@@ -147,7 +150,10 @@ Var reduce_mean(const Var& x, std::span<const int> axes, bool keep_dims = false)
 Var sum(const Var& x);
 Var mean(const Var& x);
 
-/// Mean over the rows of -log softmax(logits)[label]: [1]. logits [n,c], labels i64 [n]. Smoothing s: target (1-s) * onehot + s/c.
+/// Throws Error for a label outside [0, classes), naming its row; labels in a GPU's memory are not looked at.
+void check_labels(const char* op, const Tensor& labels, int64_t classes);
+/// Mean over the rows of -log softmax(logits)[label]: [1]. logits [n,c], labels i64 [n], on the logits' device or the host (only there a label that is no class
+/// is an Error; on a GPU the loss becomes NaN). Smoothing s: target (1-s) * onehot + s/c.
 Var softmax_cross_entropy(const Var& logits, const Tensor& labels, float label_smoothing = 0.0f);
 /// Mean of (x - target)^2: [1].
 Var mean_squared_error(const Var& x, const Tensor& target);

@@ -20,10 +20,34 @@ ConvInput Kept::input() const {
 Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid} : Kept{x.dense(), {}}; }
 
 ToGrid::ToGrid(const char* op, const Shape& shape, Device device, const GridTarget& t, bool keep_residual)
-    : codes_(shape, DType::u8, device), grid_(t.grid), spec_(t.spec), rule_(t.rule), learned_(t.min.defined()) {
+    : codes_(shape, DType::u8, device), grid_(t.grid), spec_(t.spec), rule_(t.rule) {
   DETENT_CHECK(is_valid(t.grid) && t.grid.qmin >= 0 && t.grid.qmax <= 255, op, ": the grid with scale ", t.grid.scale, " and codes ", t.grid.qmin, "..", t.grid.qmax, " does not fit a byte");
   if (keep_residual) residual_ = Tensor(shape, DType::s8, device);
-  if (learned_) range_ = {static_cast<double>(t.min.dense().item()), static_cast<double>(t.max.dense().item())};
+  if (t.min.defined()) {
+    check_args(op, {{"min", t.min}, {"max", t.max}});
+    check_tensor(op, "min", t.min.dense(), DType::f32, Shape{1}, device);
+    check_tensor(op, "max", t.max.dense(), DType::f32, Shape{1}, device);
+    min_ = t.min.dense();
+    max_ = t.max.dense();
+  }
+}
+
+void add_range_grads(const Tensor& sums, const Tensor& min, const Tensor& max, const GridSpec& spec, RangeGradient rule, GradSink& sink, int at) {
+  if (!sink.needs(at) && !sink.needs(at + 1)) return;
+  Tensor dmin(min.shape(), DType::f32, sums.device()), dmax(min.shape(), DType::f32, sums.device());
+  RangeGradsArgs args;
+  args.channels = min.elements();
+  args.scale_sum = static_cast<const double*>(sums.raw());
+  args.clip_sum = args.scale_sum + args.channels;
+  args.min = min.data<float>();
+  args.max = max.data<float>();
+  args.spec = spec;
+  args.rule = rule;
+  args.dmin = dmin.data<float>();
+  args.dmax = dmax.data<float>();
+  kernels(sums.device()).range_grads(args);
+  if (sink.needs(at)) sink.add(at, std::move(dmin));
+  if (sink.needs(at + 1)) sink.add(at + 1, std::move(dmax));
 }
 
 void ToGrid::fill(Epilogue& e) const {
@@ -32,25 +56,19 @@ void ToGrid::fill(Epilogue& e) const {
   e.grid = grid_;
   e.codes = codes.data<uint8_t>();
   e.residual = residual.defined() ? residual.data<int8_t>() : nullptr;
-  e.mask_on_value = !learned_;
+  e.mask_on_value = !learned();
 }
 
 Var ToGrid::result() const { return Var(Coded{codes_, grid_}); }
 
 Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at) const {
   Tensor dx = reuse(dy);
-  Tensor sums(Shape{2}, DType::i64, dy.device());  // doubles in the memory of 64-bit integers
+  Tensor sums(Shape{2, 1}, DType::i64, dy.device());  // doubles in the memory of 64-bit integers
   QuantizedBackwardArgs args{.n = dy.elements(), .codes = codes_.data<uint8_t>(), .residual = residual_.data<int8_t>(), .grid = grid_, .dy = dy.data<float>(), .dx = dx.data<float>()};
   args.scale_sum = static_cast<double*>(sums.raw());
   args.clip_sum = args.scale_sum + 1;
   kernels(dy.device()).quantized_backward(args);
-  if (learned_ && (sink.needs(at) || sink.needs(at + 1))) {
-    double s[2];
-    backend(dy.device()).copy(s, Device{}, sums.raw(), dy.device(), sizeof s);
-    const RangeGrads g = range_grads_from_sums(s[0], s[1], range_, spec_, rule_);
-    if (sink.needs(at)) sink.add(at, Tensor::full(Shape{1}, static_cast<float>(g.min), dy.device()));
-    if (sink.needs(at + 1)) sink.add(at + 1, Tensor::full(Shape{1}, static_cast<float>(g.max), dy.device()));
-  }
+  if (learned()) add_range_grads(sums, min_, max_, spec_, rule_, sink, at);
   return dx;
 }
 

@@ -15,15 +15,6 @@ void check_logits(const char* op, const Shape& x) {
   DETENT_CHECK(x[0] >= 1 && x[1] >= 1, op, ": logits ", x, " are empty");
 }
 
-void check_labels(const Tensor& labels, int64_t classes) {
-  if (labels.device().type != DeviceType::cpu) return;  // reading them would wait for the device
-  const int64_t* l = labels.data<int64_t>();
-  for (int64_t i = 0; i < labels.elements(); ++i) {
-    DETENT_CHECK(l[i] >= 0 && l[i] < classes, "softmax_cross_entropy: label ", l[i], " of row ", i, " is outside the ", classes,
-                 " classes; check --label-offset and --classes of the data");
-  }
-}
-
 }  // namespace
 
 Shape reduce_shape(const char* op, const Shape& x, std::span<const int> axes, bool keep_dims) {
@@ -62,13 +53,23 @@ Var mean(const Var& x) {
   return affine(sum(x), static_cast<float>(1.0 / static_cast<double>(x.shape().elements())), 0.0f);
 }
 
+void check_labels(const char* op, const Tensor& labels, int64_t classes) {
+  if (labels.device().type != DeviceType::cpu) return;
+  const int64_t* l = labels.data<int64_t>();
+  for (int64_t i = 0; i < labels.elements(); ++i) {
+    DETENT_CHECK(l[i] >= 0 && l[i] < classes, op, ": label ", l[i], " of row ", i, " is outside the ", classes, " classes; check --label-offset and --classes of the data");
+  }
+}
+
 Var softmax_cross_entropy(const Var& logits, const Tensor& labels, float label_smoothing) {
   const Device device = ops::check_args("softmax_cross_entropy", {{"logits", logits}});
   const Shape shape = logits.shape();
   check_logits("softmax_cross_entropy", shape);
-  ops::check_tensor("softmax_cross_entropy", "labels", labels, DType::i64, Shape{shape[0]}, device);
+  // Labels of the host are looked at before they move.
+  ops::check_tensor("softmax_cross_entropy", "labels", labels, DType::i64, Shape{shape[0]}, labels.device().type == DeviceType::cpu ? Device{} : device);
   DETENT_CHECK(label_smoothing >= 0.0f && label_smoothing <= 1.0f, "softmax_cross_entropy: label_smoothing ", label_smoothing, " is outside 0..1");
-  check_labels(labels, shape[1]);
+  check_labels("softmax_cross_entropy", labels, shape[1]);
+  const Tensor placed = labels.to(device);
   Tensor rows(Shape{shape[0]}, DType::f32, device);
   Tensor dlogits;
   if (logits.tracked()) dlogits = Tensor(shape, DType::f32, device);
@@ -76,7 +77,7 @@ Var softmax_cross_entropy(const Var& logits, const Tensor& labels, float label_s
   args.rows = shape[0];
   args.c = shape[1];
   args.logits = logits.dense().data<float>();
-  args.labels = labels.data<int64_t>();
+  args.labels = placed.data<int64_t>();
   args.label_smoothing = label_smoothing;
   args.loss = rows.data<float>();
   args.row_scale = static_cast<float>(1.0 / static_cast<double>(shape[0]));

@@ -41,12 +41,6 @@ Var quantized(const Tensor& x, std::span<const Grid> grids, const Tensor& placed
   return coded ? Var(Coded{out, grids[0]}) : Var(out);
 }
 
-std::vector<double> to_host(const Tensor& sums, int64_t n) {
-  std::vector<double> v(static_cast<size_t>(n));
-  backend(sums.device()).copy(v.data(), Device{}, sums.raw(), sums.device(), v.size() * sizeof(double));
-  return v;
-}
-
 }  // namespace
 
 ChannelView channel_view(const Shape& shape, int axis) {
@@ -87,8 +81,7 @@ Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<c
   Var y = quantized(xt, grids, placed, view, emit);
   if (!x.tracked() && !min.tracked() && !max.tracked()) return y;
 
-  // Bounds as they are now: the optimizer moves them before the next forward.
-  const std::vector<float> lo = min.dense().to_vector<float>(), hi = max.dense().to_vector<float>();
+  const Tensor lo = min.dense(), hi = max.dense();
   return Tape::record("fake_quant_learned", {x, min, max}, std::move(y), [=](const Tensor& dy, GradSink& sink) {
     const bool range = sink.needs(1) || sink.needs(2);
     const int64_t channels = view.channels;
@@ -110,15 +103,7 @@ Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<c
     ops::kernels(device).fake_quant_backward(args);
     if (dx.defined()) sink.add(0, std::move(dx));
     if (!range) return;
-    const std::vector<double> s = to_host(sums, 2 * channels);
-    std::vector<float> dmin(static_cast<size_t>(channels)), dmax(dmin.size());
-    for (size_t c = 0; c < dmin.size(); ++c) {
-      const RangeGrads g = range_grads_from_sums(s[c], s[c + dmin.size()], {lo[c], hi[c]}, spec, rule);
-      dmin[c] = static_cast<float>(g.min);
-      dmax[c] = static_cast<float>(g.max);
-    }
-    if (sink.needs(1)) sink.add(1, Tensor::from<float>(Shape{channels}, dmin).to(device));
-    if (sink.needs(2)) sink.add(2, Tensor::from<float>(Shape{channels}, dmax).to(device));
+    ops::add_range_grads(sums, lo, hi, spec, rule, sink, 1);
   });
 }
 

@@ -142,6 +142,14 @@ Var pad(const Var& x, std::span<const int64_t> before, std::span<const int64_t> 
   });
 }
 
+Var to_device(const Var& x, Device device) {
+  DETENT_CHECK(x.defined(), "to_device: x is undefined");
+  const Device from = x.device();
+  if (from == device) return x;
+  Var y = x.coded() ? Var(Coded{x.coded()->codes.to(device), x.coded()->grid}) : Var(x.dense().to(device));
+  return Tape::record("to_device", {x}, std::move(y), [from](const Tensor& dy, GradSink& sink) { sink.add(0, dy.to(from)); });
+}
+
 Var reshape(const Var& x, const Shape& shape) {
   ops::check_args("reshape", {{"x", x}});
   Var y = x.coded() ? Var(Coded{x.coded()->codes.reshape(shape), x.coded()->grid}) : Var(x.dense().reshape(shape));

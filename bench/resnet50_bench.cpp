@@ -1,5 +1,6 @@
 // ResNet-50 at 224x224 on random images: images per second of evaluation and training, float and quantized. One JSON line with --json.
-//   resnet50_bench --mode eval|train|qat-train|qat-eval --batch N --threads N --steps N --device cpu --json
+//   resnet50_bench --mode eval|train|qat-train|qat-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 1] --json
+// --record 1: forward and backward of a training step are recorded and replayed (a CUDA graph); the JSON line says how many steps were replays.
 // train: the unfolded network with batch norm in training mode. qat-*: folded, W8A8, learned ranges.
 #include <sys/resource.h>
 #include <unistd.h>
@@ -27,10 +28,10 @@ using namespace detent;
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string mode = "eval", device = "cpu", config;
+  std::string mode = "eval", device = "cpu", config, precision;
   int64_t batch = 16, steps = 5, warmup = 2, image_size = 224;
   int threads = 0;
-  bool json = false;
+  bool json = false, record = false;
 };
 
 int64_t number(const std::string& option, const char* text_) {
@@ -52,17 +53,25 @@ Options parse(int argc, char** argv) {
     const char* v = argv[++i];
     if (a == "--mode") o.mode = v;
     else if (a == "--device") o.device = v;
+    else if (a == "--precision") o.precision = v;
     else if (a == "--config") o.config = v;
     else if (a == "--batch") o.batch = number(a, v);
     else if (a == "--steps") o.steps = number(a, v);
     else if (a == "--warmup") o.warmup = number(a, v);
     else if (a == "--image-size") o.image_size = number(a, v);
+    else if (a == "--record") o.record = number(a, v) == 1;
     else if (a == "--threads") o.threads = static_cast<int>(number(a, v));
     else fail("unknown option ", a);
   }
   DETENT_CHECK(o.mode == "eval" || o.mode == "train" || o.mode == "qat-train" || o.mode == "qat-eval", "--mode ", o.mode, ": give eval, train, qat-train or qat-eval");
-  DETENT_CHECK(o.device == "cpu" || device_available({DeviceType::cuda, 0}), "--device ", o.device, ": no such device here");
   return o;
+}
+
+Precision precision_named(const std::string& name) {
+  if (name == "f32") return Precision::f32;
+  if (name == "tf32") return Precision::tf32;
+  DETENT_CHECK(name == "bf16", "--precision ", name, ": give f32, tf32 or bf16");
+  return Precision::bf16;
 }
 
 Tensor random_images(int64_t n, int64_t size) {
@@ -91,12 +100,16 @@ double seconds_since_start() {
 
 int run(const Options& o) {
   if (o.threads) set_num_threads(o.threads);
+  const Device device = device_named(o.device);
+  if (!o.precision.empty()) backend(device).set_precision(precision_named(o.precision));
   nn::Graph net = nn::models::resnet50({.classes = 1000, .image_size = o.image_size});
   nn::initialize(net, {.seed = 0});
+  net.to(device);
   nn::infer(net, random_images(1, o.image_size));
+  backend(device).synchronize();
   const double first = seconds_since_start();
 
-  const Tensor images = random_images(o.batch, o.image_size);
+  const Tensor images = random_images(o.batch, o.image_size).to(device);
   std::vector<int64_t> classes(static_cast<size_t>(o.batch));
   for (size_t i = 0; i < classes.size(); ++i) classes[i] = static_cast<int64_t>(i * 37 % 1000);
   const Tensor labels = Tensor::from<int64_t>({o.batch}, classes);
@@ -111,12 +124,14 @@ int run(const Options& o) {
   }
   nn::Sgd sgd({.learning_rate = 1e-5f});
   nn::Trainer trainer(net, sgd, {.base = 1e-5f});
+  trainer.record = o.record;
   const bool training = o.mode.ends_with("train");
   std::vector<double> rates;
   for (int64_t i = 0; i < o.warmup + o.steps; ++i) {
     const auto start = Clock::now();
     if (training) trainer.step(images, labels);
     else nn::infer(net, images);
+    backend(device).synchronize();
     if (i >= o.warmup) rates.push_back(static_cast<double>(o.batch) / std::chrono::duration<double>(Clock::now() - start).count());
   }
   std::sort(rates.begin(), rates.end());
@@ -126,10 +141,10 @@ int run(const Options& o) {
   getrusage(RUSAGE_SELF, &usage);
   const long long rss = static_cast<long long>(usage.ru_maxrss) * 1024;
   if (o.json) {
-    std::printf("{\"mode\":\"%s\",\"device\":\"%s\",\"batch\":%lld,\"threads\":%d,\"steps\":%lld,\"images_per_second\":{\"median\":%.4f,\"min\":%.4f,\"max\":%.4f},\"peak_rss_bytes\":%lld,\"seconds_to_first_batch\":%.2f}\n",
-                o.mode.c_str(), o.device.c_str(), static_cast<long long>(o.batch), num_threads(), static_cast<long long>(o.steps), median, rates.front(), rates.back(), rss, first);
+    std::printf("{\"mode\":\"%s\",\"device\":\"%s\",\"batch\":%lld,\"threads\":%d,\"steps\":%lld,\"replayed\":%lld,\"images_per_second\":{\"median\":%.4f,\"min\":%.4f,\"max\":%.4f},\"peak_rss_bytes\":%lld,\"seconds_to_first_batch\":%.2f}\n",
+                o.mode.c_str(), device.type == DeviceType::cpu ? "cpu" : "cuda", static_cast<long long>(o.batch), num_threads(), static_cast<long long>(o.steps), static_cast<long long>(trainer.recorded().replays()), median, rates.front(), rates.back(), rss, first);
   } else {
-    std::printf("%s, %s, %d threads, batch %lld: %.2f images/s (%.2f..%.2f), peak memory %.0f MB, first result after %.2f s\n", o.mode.c_str(), backend({}).description(), num_threads(),
+    std::printf("%s, %s, %d threads, batch %lld: %.2f images/s (%.2f..%.2f), peak memory %.0f MB, first result after %.2f s\n", o.mode.c_str(), backend(device).description(), num_threads(),
                 static_cast<long long>(o.batch), median, rates.front(), rates.back(), static_cast<double>(rss) / 1e6, first);
   }
   return 0;

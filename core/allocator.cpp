@@ -30,14 +30,24 @@ struct HostMemory final : RawMemory {
   void release(void* p, size_t) override { std::free(p); }
 };
 
+using FreeBlocks = std::unordered_map<size_t, std::vector<void*>>;
+
+// Room for a block's return is made when it is handed out: release() must not fail.
+void make_room(std::vector<void*>& blocks) {
+  if (blocks.capacity() < blocks.size() + 1) blocks.reserve(std::max<size_t>(8, 2 * blocks.size()));
+}
+
 }  // namespace
 
 struct CachingAllocator::Impl {
   std::mutex mutex;
   std::unique_ptr<RawMemory> raw;
   size_t granularity;
-  std::unordered_map<size_t, std::vector<void*>> free_blocks;
+  FreeBlocks free_blocks;
   AllocStats stats;
+  std::unordered_map<int64_t, FreeBlocks> pools;
+  std::unordered_map<void*, int64_t> pool_of;  // blocks that belong to a pool, handed out or not
+  int64_t open_pool = 0, last_pool = 0;        // 0: none
 
   size_t rounded(size_t bytes) const { return std::max<size_t>(1, (bytes + granularity - 1) / granularity) * granularity; }
 
@@ -55,7 +65,10 @@ CachingAllocator::CachingAllocator(std::unique_ptr<RawMemory> raw, size_t granul
   impl_->granularity = granularity;
 }
 
-CachingAllocator::~CachingAllocator() { trim(); }
+CachingAllocator::~CachingAllocator() {
+  while (!impl_->pools.empty()) drop_pool(impl_->pools.begin()->first);
+  trim();
+}
 
 void* CachingAllocator::allocate(size_t bytes) {
   DETENT_CHECK(bytes <= (size_t{1} << 46), "allocate: ", bytes, " bytes asked for one tensor; is a shape wrong?");
@@ -63,9 +76,8 @@ void* CachingAllocator::allocate(size_t bytes) {
   std::lock_guard lock(m.mutex);
   const size_t size = m.rounded(bytes);
   void* p = nullptr;
-  auto& blocks = m.free_blocks[size];
-  // Room for the block's return is made now: release() must not fail.
-  if (blocks.capacity() < blocks.size() + 1) blocks.reserve(std::max<size_t>(8, 2 * blocks.size()));
+  auto& blocks = (m.open_pool ? m.pools.at(m.open_pool) : m.free_blocks)[size];
+  make_room(blocks);
   if (!blocks.empty()) {
     p = blocks.back();
     blocks.pop_back();
@@ -78,6 +90,10 @@ void* CachingAllocator::allocate(size_t bytes) {
     }
     DETENT_CHECK(p, "out of memory", m.raw->state(), ": ", size, " bytes asked, ", m.stats.live_bytes, " in use; use a smaller batch");
     ++m.stats.raw_allocations;
+    if (m.open_pool) {
+      make_room(m.free_blocks[size]);  // where it goes when the pool is dropped
+      m.pool_of.emplace(p, m.open_pool);
+    }
   }
   m.stats.live_bytes += static_cast<int64_t>(size);
   m.stats.peak_bytes = std::max(m.stats.peak_bytes, m.stats.live_bytes);
@@ -89,17 +105,47 @@ void CachingAllocator::release(void* p, size_t bytes) noexcept {
   std::lock_guard lock(m.mutex);
   const size_t size = m.rounded(bytes);
   m.stats.live_bytes -= static_cast<int64_t>(size);
-  auto& blocks = m.free_blocks[size];
+  const auto pooled = m.pool_of.find(p);
+  auto& blocks = (pooled != m.pool_of.end() ? m.pools.at(pooled->second) : m.free_blocks)[size];
   if (blocks.size() == blocks.capacity()) {
     try {
-      blocks.reserve(std::max<size_t>(8, 2 * blocks.size()));
+      make_room(blocks);
     } catch (const std::bad_alloc&) {
+      if (pooled != m.pool_of.end()) m.pool_of.erase(pooled);
       m.raw->release(p, size);
       return;
     }
   }
   blocks.push_back(p);
   m.stats.cached_bytes += static_cast<int64_t>(size);
+}
+
+int64_t CachingAllocator::begin_pool() {
+  Impl& m = *impl_;
+  std::lock_guard lock(m.mutex);
+  DETENT_CHECK(!m.open_pool, "allocator: pool ", m.open_pool, " is still open; two recordings at once on one device are not possible");
+  m.pools[m.last_pool + 1];
+  return m.open_pool = ++m.last_pool;
+}
+
+void CachingAllocator::end_pool() {
+  std::lock_guard lock(impl_->mutex);
+  impl_->open_pool = 0;
+}
+
+void CachingAllocator::drop_pool(int64_t pool) noexcept {
+  Impl& m = *impl_;
+  std::lock_guard lock(m.mutex);
+  const auto found = m.pools.find(pool);
+  if (found == m.pools.end()) return;
+  if (m.open_pool == pool) m.open_pool = 0;
+  // Blocks still in use become ordinary ones; the rest goes back to its source.
+  std::erase_if(m.pool_of, [&](const auto& entry) { return entry.second == pool; });
+  for (auto& [size, blocks] : found->second) {
+    for (void* p : blocks) m.raw->release(p, size);
+    m.stats.cached_bytes -= static_cast<int64_t>(size * blocks.size());
+  }
+  m.pools.erase(found);
 }
 
 void CachingAllocator::trim() noexcept {

@@ -39,6 +39,11 @@ class CachingAllocator {
   void trim() noexcept;
   AllocStats stats() const;
   void reset_peak();
+  /// From begin_pool() to end_pool() blocks come from a pool of their own, and return to it whenever they are released: nobody else gets them before
+  /// drop_pool(). For recorded work, which uses the same addresses each time it runs. One pool is open at a time. Returns its number.
+  int64_t begin_pool();
+  void end_pool();
+  void drop_pool(int64_t pool) noexcept;
   /// Puts another source of memory in place; the cache is trimmed first. For tests. Returns the previous one.
   std::unique_ptr<RawMemory> exchange_raw(std::unique_ptr<RawMemory> raw);
 

@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <vector>
 
@@ -81,6 +82,7 @@ const DeviceModule* find_module(std::string* why) {
 Backend* cuda_backend(int index, std::string* why) {
   CudaModule& m = cuda();
   const std::lock_guard lock(m.mutex);
+  if (index >= 0 && index < std::ssize(m.devices) && m.devices[static_cast<size_t>(index)]) return m.devices[static_cast<size_t>(index)].get();
   if (!m.module) {
     const DeviceModule* found = find_module(why);
     if (!found) return nullptr;
@@ -114,6 +116,14 @@ Backend* cuda_backend(int index, std::string* why) {
 }
 
 }  // namespace
+
+void* Backend::allocate_pinned(size_t bytes) { return host_allocator().allocate(bytes); }
+void Backend::release_pinned(void* p, size_t bytes) noexcept { host_allocator().release(p, bytes); }
+void Backend::start_upload(void* dst, const void* pinned, size_t bytes) { std::memcpy(dst, pinned, bytes); }
+void Backend::begin_recording() { fail(description(), " cannot record work; run it step by step"); }
+void* Backend::end_recording(bool) { fail(description(), " cannot record work"); }
+void Backend::replay(void*) { fail(description(), " cannot record work"); }
+void Backend::drop_recording(void*) noexcept {}
 
 std::string to_string(Device device) {
   return device.type == DeviceType::cpu ? "cpu" : text("cuda:", device.index);

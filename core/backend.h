@@ -1,5 +1,6 @@
 // The kernel table: one plain struct of function pointers per backend. Arguments are PODs over device memory.
 // The op layer infers shapes, validates and allocates; kernels only fill, check nothing and throw nothing (a name ending in _acc accumulates).
+// Pointers are to memory of the device but for those said to be the host's, which may change as soon as the kernel returns.
 // Images are [n,h,w,c]; conv weights [k,r,s,c/groups]; matrices are row-major. Kernels are called from any thread.
 #pragma once
 
@@ -227,6 +228,19 @@ struct QuantizedBackwardArgs {
   double* clip_sum = nullptr;
 };
 
+/// dmin[c] and dmax[c] = range_grads_from_sums of quant_math.h, from the sums of a backward pass and the bounds: no sum is read on the host.
+struct RangeGradsArgs {
+  int64_t channels = 0;
+  const double* scale_sum = nullptr;
+  const double* clip_sum = nullptr;
+  const float* min = nullptr;
+  const float* max = nullptr;
+  GridSpec spec;
+  RangeGradient rule = RangeGradient::aimet;
+  float* dmin = nullptr;
+  float* dmax = nullptr;
+};
+
 /// dx = dy inside the grid (decided on the rounded value; with mask_on_value on x itself: scale*(qmin-z) <= x <= scale*(qmax-z)), else 0.
 /// Per channel: scale_sum = sum dy * (inside ? rint(x/s) - x/s : q - z), clip_sum = sum dy * (1 - inside). A NaN x gives neither.
 /// range_grads_from_sums in quant_math.h turns the sums into dmin and dmax.
@@ -303,7 +317,7 @@ struct SgdTensor {
 
 /// v = momentum * v + (g + wd * w); w -= lr * (nesterov ? g + wd*w + momentum * v : v). As PyTorch and TensorFlow's Momentum.
 struct SgdArgs {
-  const SgdTensor* tensors = nullptr;
+  const SgdTensor* tensors = nullptr;  // the host's
   int64_t count = 0;
   float momentum = 0.0f;
   bool nesterov = false;
@@ -321,7 +335,7 @@ struct AdamTensor {
 
 /// Kingma & Ba 2015; decoupled: weight decay as in AdamW (Loshchilov & Hutter 2019). step counts from 1.
 struct AdamArgs {
-  const AdamTensor* tensors = nullptr;
+  const AdamTensor* tensors = nullptr;  // the host's
   int64_t count = 0;
   float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f;
   bool decoupled = false;
@@ -332,12 +346,20 @@ struct AdamArgs {
 /// factors to 11 and 8 bits; a backend without them computes in f32.
 enum class Precision : uint8_t { f32, tf32, bf16 };
 
+struct FloatSpan {
+  const float* x = nullptr;
+  int64_t n = 0;
+};
+
 struct Kernels {
   const char* name;
   void (*fill)(float* y, float value, int64_t n);
   void (*accumulate)(float* y, const float* x, int64_t n);               // y += x
   void (*scale)(float* y, const float* x, float factor, int64_t n);       // y = factor * x
-  int64_t (*count_nonfinite)(const float* x, int64_t n);
+  /// nonfinite[i] = infinities and NaNs of spans[i]; both arrays are the host's.
+  void (*count_nonfinite)(const FloatSpan* spans, int64_t count, int64_t* nonfinite);
+  /// y = the spans one after the other; the array of spans is the host's.
+  void (*gather)(const FloatSpan* spans, int64_t count, float* y);
   void (*conv2d)(const Conv2dArgs&);
   void (*conv2d_backward_data)(const Conv2dBackwardDataArgs&);
   void (*conv2d_backward_filter)(const Conv2dBackwardFilterArgs&);
@@ -359,6 +381,7 @@ struct Kernels {
   void (*fake_quant_backward)(const FakeQuantBackwardArgs&);
   void (*add)(const AddArgs&);
   void (*quantized_backward)(const QuantizedBackwardArgs&);
+  void (*range_grads)(const RangeGradsArgs&);
   void (*min_max)(const MinMaxArgs&);
   void (*histogram_acc)(const HistogramArgs&);
   void (*resize)(const ResizeArgs&);
@@ -384,6 +407,22 @@ class Backend {
   virtual void zero(void* dst, size_t bytes) = 0;
   virtual void synchronize() = 0;
   virtual const char* description() const = 0;  ///< processor or GPU and the instruction set in use
+
+  /// Host memory that start_upload() reads; page-locked where the device wants it. Throws Error when there is none.
+  virtual void* allocate_pinned(size_t bytes);
+  virtual void release_pinned(void* p, size_t bytes) noexcept;
+  /// Begins a copy to the device beside its other work. What the device is given after finish_upload() sees it; the source may change once upload_done().
+  virtual void start_upload(void* dst, const void* pinned, size_t bytes);
+  virtual void finish_upload() {}
+  virtual bool upload_done() { return true; }
+
+  /// Recording of what this thread gives the device, to be run again as one. Memory that is allocated meanwhile stays the recording's own.
+  virtual bool records() const { return false; }
+  virtual void begin_recording();
+  /// `keep`: false drops what was recorded and returns null. Throws Error when the device refuses.
+  virtual void* end_recording(bool keep);
+  virtual void replay(void* recording);
+  virtual void drop_recording(void* recording) noexcept;
 
   void* allocate(size_t bytes) { return allocator().allocate(bytes); }
   void release(void* p, size_t bytes) noexcept { allocator().release(p, bytes); }

@@ -58,6 +58,58 @@ void DeviceBackend::zero(void* dst, size_t bytes) {
   if (bytes) check(module_.zero(device_.index, dst, bytes));
 }
 
+void* DeviceBackend::allocate_pinned(size_t bytes) {
+  void* p = module_.acquire_pinned(bytes);
+  DETENT_CHECK(p, "out of memory: ", bytes, " bytes of page-locked memory asked");
+  return p;
+}
+
+void DeviceBackend::release_pinned(void* p, size_t) noexcept { module_.release_pinned(p); }
+
+void DeviceBackend::start_upload(void* dst, const void* pinned, size_t bytes) { check(module_.start_upload(device_.index, dst, pinned, bytes)); }
+
+void DeviceBackend::finish_upload() { check(module_.finish_upload(device_.index)); }
+
+bool DeviceBackend::upload_done() { return module_.upload_done(device_.index); }
+
+namespace {
+
+struct Recording {
+  void* graph;
+  int64_t pool;
+};
+
+}  // namespace
+
+void DeviceBackend::begin_recording() {
+  open_pool_ = allocator_.begin_pool();
+  if (const char* message = module_.begin_capture(device_.index)) {
+    allocator_.drop_pool(open_pool_);
+    check(message);
+  }
+}
+
+void* DeviceBackend::end_recording(bool keep) {
+  void* graph = nullptr;
+  const char* message = module_.end_capture(device_.index, &graph);
+  allocator_.end_pool();
+  if (keep && graph) return new Recording{graph, open_pool_};
+  if (graph) module_.destroy_graph(graph);
+  allocator_.drop_pool(open_pool_);
+  if (keep) check(message ? message : "nothing was recorded");
+  return nullptr;
+}
+
+void DeviceBackend::replay(void* recording) { check(module_.launch_graph(device_.index, static_cast<Recording*>(recording)->graph)); }
+
+void DeviceBackend::drop_recording(void* recording) noexcept {
+  const std::unique_ptr<Recording> r(static_cast<Recording*>(recording));
+  if (!r) return;
+  module_.synchronize(device_.index);  // it may still run
+  module_.destroy_graph(r->graph);
+  allocator_.drop_pool(r->pool);
+}
+
 void DeviceBackend::synchronize() { check(module_.synchronize(device_.index)); }
 
 }  // namespace detent

@@ -22,6 +22,16 @@ class DeviceBackend final : public Backend {
   void copy(void* dst, Device dst_device, const void* src, Device src_device, size_t bytes) override;
   void zero(void* dst, size_t bytes) override;
   void synchronize() override;
+  void* allocate_pinned(size_t bytes) override;
+  void release_pinned(void* p, size_t bytes) noexcept override;
+  void start_upload(void* dst, const void* pinned, size_t bytes) override;
+  void finish_upload() override;
+  bool upload_done() override;
+  bool records() const override { return true; }
+  void begin_recording() override;
+  void* end_recording(bool keep) override;
+  void replay(void* recording) override;
+  void drop_recording(void* recording) noexcept override;
   const char* description() const override { return description_.c_str(); }
 
  private:
@@ -31,6 +41,7 @@ class DeviceBackend final : public Backend {
   Device device_;
   std::string description_;
   CachingAllocator allocator_;
+  int64_t open_pool_ = 0;
 };
 
 }  // namespace detent

@@ -168,7 +168,9 @@ Sections read_checkpoint_file(const std::string& path) {
 // A step can leave weights that are not finite behind: only the next one would notice. What is saved must be worth going back to.
 static void check_finite(const std::string& path, const std::string& name, const Tensor& t) {
   if (t.dtype() != DType::f32) return;
-  const int64_t bad = backend(t.device()).kernels().count_nonfinite(t.data<float>(), t.elements());
+  const FloatSpan span{t.data<float>(), t.elements()};
+  int64_t bad = 0;
+  backend(t.device()).kernels().count_nonfinite(&span, 1, &bad);
   DETENT_CHECK(bad == 0, "checkpoint ", path, ": not written: ", bad, " of ", t.elements(), " values of \"", name, "\" are not finite; training has diverged, lower the learning rate");
 }
 

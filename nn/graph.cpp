@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "detent/core/error.h"
+#include "detent/nn/host_reads.h"
 #include "detent/nn/plan.h"
 
 namespace detent::nn {
@@ -145,7 +146,7 @@ bool Graph::training() const { return mode_ == Mode::automatic ? grad_enabled() 
 
 Var Graph::operator()(const Tensor& images) {
   DETENT_CHECK(inputs_.size() == 1, "graph: called with one input, but it has ", inputs_.size());
-  const Var in(images);
+  const Var in(images.to(device()));
   // Every declared output runs too (a Softmax behind the scores has a quantizer to calibrate).
   std::vector<Value> wanted{scores()};
   for (Value v : outputs_) wanted.push_back(v);
@@ -156,6 +157,7 @@ std::vector<Var> Graph::forward(const Context& context, std::span<const Var> inp
 
 std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted) {
   DETENT_CHECK(inputs.size() == inputs_.size(), "graph: ", inputs.size(), " inputs given, ", inputs_.size(), " expected");
+  const HostReads reads(transforms(), inputs.empty() ? Device{} : inputs[0].device());
   std::vector<Var> vars(values_.size());
   const auto place = [&](Value v, const Var& x) {
     const ValueInfo& info = values_[static_cast<size_t>(v.id)];
@@ -210,6 +212,19 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
   return result;
 }
 
+// Each once: a tied transform sits in several slots.
+std::vector<Transform*> Graph::transforms() {
+  std::vector<Transform*> all;
+  const auto take = [&](const std::shared_ptr<Transform>& t) {
+    if (t && std::find(all.begin(), all.end(), t.get()) == all.end()) all.push_back(t.get());
+  };
+  for (const ValueInfo& v : values_) take(v.transform);
+  Visitor v;
+  v.parameter = [&](Parameter& p) { take(p.transform); };
+  visit(v, false);
+  return all;
+}
+
 void Graph::visit(Visitor& visitor, bool with_transforms) {
   Visitor outer;
   outer.buffer = [&](const std::string& name, Tensor& t) {
@@ -229,6 +244,28 @@ void Graph::visit(Visitor& visitor, bool with_transforms) {
     const ValueInfo& out = value(n.output);
     if (with_transforms && out.transform) out.transform->visit(out.name, visitor);
   }
+}
+
+void Graph::to(Device device) {
+  Visitor v;
+  v.parameter = [&](Parameter& p) {
+    p.value = p.value.to(device);
+    if (p.grad.defined()) p.grad = p.grad.to(device);
+  };
+  v.buffer = [&](const std::string&, Tensor& t) { t = t.to(device); };
+  visit(v);
+}
+
+Device Graph::device() {
+  Device found;
+  bool seen = false;
+  Visitor v;
+  v.parameter = [&](Parameter& p) {
+    if (!seen) found = p.value.device();
+    seen = true;
+  };
+  visit(v, false);
+  return found;
 }
 
 std::vector<Parameter*> Graph::parameters() {

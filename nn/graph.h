@@ -85,7 +85,12 @@ class Graph {
   void set_mode(Mode mode) { mode_ = mode; }
   Mode mode() const { return mode_; }
 
-  /// Runs the network on images [n,h,w,c] and returns the scores [n,classes].
+  /// Moves parameters, their gradients and buffers into a device's memory; the network then runs there. Optimizers must be made after it, or have no state yet.
+  void to(Device device);
+  /// Where its first parameter is; the cpu when it has none.
+  Device device();
+
+  /// Runs the network on images [n,h,w,c], which are moved to its device, and returns the scores [n,classes] there.
   Var operator()(const Tensor& images);
   /// Runs with every input given; returns every output.
   std::vector<Var> forward(const Context& context, std::span<const Var> inputs);
@@ -102,6 +107,7 @@ class Graph {
 
  private:
   std::vector<Var> run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted);
+  std::vector<Transform*> transforms();
   void remove_node(int node);
   bool training() const;
 

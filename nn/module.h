@@ -26,13 +26,17 @@ class Transform {
  public:
   virtual ~Transform() = default;
   virtual Var apply(const Context& context, const Var& x) = 0;
-  /// The grid apply() would put a value of so many elements on, when a fused op may do it instead; nothing otherwise.
-  virtual std::optional<GridTarget> grid_target(int64_t elements) {
-    (void)elements;
+  /// The grid apply() would put a value of so many elements on this device on, when a fused op may do it instead; nothing otherwise.
+  virtual std::optional<GridTarget> grid_target(int64_t elements, Device device) {
+    (void)elements, (void)device;
     return std::nullopt;
   }
   /// Why the network cannot be judged or trained now (calibration is under way), or "".
   virtual std::string not_ready() const { return {}; }
+  /// Tensors of a few values that apply() reads on the host. A graph on a GPU reads those of all its transforms at once, as each read waits for the device...
+  virtual std::vector<Tensor> host_reads() { return {}; }
+  /// ... and hands out their values, one tensor after the other; they hold until deliver({}).
+  virtual void deliver(std::span<const float> values) { (void)values; }
   /// Its own parameters (learned ranges), named under the slot's name.
   virtual void visit(const std::string& prefix, Visitor& visitor) = 0;
 };

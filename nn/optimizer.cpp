@@ -13,6 +13,9 @@ void Optimizer::step(std::span<Parameter* const> parameters) {
   for (Parameter* p : parameters) {
     if (!p->trainable || !p->grad.defined()) continue;
     DETENT_CHECK(p->grad.shape() == p->value.shape(), "optimizer: gradient of \"", p->name, "\" is ", p->grad.shape(), ", the parameter ", p->value.shape());
+    DETENT_CHECK(p->grad.device() == p->value.device() && p->value.device() == (ready.empty() ? p : ready[0])->value.device(), "optimizer: \"", p->name, "\" is on ",
+                 to_string(p->value.device()), ", its gradient on ", to_string(p->grad.device()), ", other parameters on ", to_string((ready.empty() ? p : ready[0])->value.device()),
+                 "; move the whole graph with to()");
     ready.push_back(p);
   }
   ++steps_;
@@ -28,6 +31,7 @@ void Optimizer::step(std::span<Parameter* const> parameters) {
 float* Optimizer::state_of(const Parameter& p, const char* kind) {
   Tensor& t = tensors_[text(p.name, "/", kind)];
   if (!t.defined()) t = Tensor::zeros(p.value.shape(), DType::f32, p.value.device());
+  if (t.device() != p.value.device()) t = t.to(p.value.device());  // restored from a file
   DETENT_CHECK(t.shape() == p.value.shape(), "optimizer: the state \"", p.name, "/", kind, "\" is ", t.shape(), ", the parameter ", p.value.shape(), "; it belongs to another network");
   return t.data<float>();
 }

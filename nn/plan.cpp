@@ -172,7 +172,7 @@ Var run_step(Graph& g, const PlanStep& s, const Context& context, std::span<cons
   if (out.transform) {
     Shape shape = out.shape;
     shape.set(0, inputs[0].shape()[0]);
-    target = out.transform->grid_target(shape.elements());
+    target = out.transform->grid_target(shape.elements(), inputs[0].device());
   }
   Var y;
   const GridTarget* to = target ? &*target : nullptr;

@@ -1,6 +1,9 @@
 #include "detent/nn/train.h"
 
 #include <cmath>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "detent/autograd/ops.h"
 #include "detent/nn/passes/reestimate_batch_norm.h"
@@ -8,11 +11,42 @@
 namespace detent::nn {
 namespace {
 
-bool finite(const Tensor& t) { return backend(t.device()).kernels().count_nonfinite(t.data<float>(), t.elements()) == 0; }
+// Index of the first tensor with an infinity or NaN, or -1; all are on one device and looked at in one go.
+int64_t first_nonfinite(std::span<const Tensor> tensors) {
+  if (tensors.empty()) return -1;
+  std::vector<FloatSpan> spans;
+  for (const Tensor& t : tensors) spans.push_back({t.data<float>(), t.elements()});
+  std::vector<int64_t> bad(spans.size());
+  backend(tensors[0].device()).kernels().count_nonfinite(spans.data(), static_cast<int64_t>(spans.size()), bad.data());
+  for (size_t i = 0; i < bad.size(); ++i) {
+    if (bad[i] > 0) return static_cast<int64_t>(i);
+  }
+  return -1;
+}
+
+bool finite(const Tensor& t) { return first_nonfinite({&t, 1}) < 0; }
 
 }  // namespace
 
-Trainer::Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule) : graph_(graph), optimizer_(optimizer), schedule_(schedule), parameters_(graph.parameters()) {}
+Trainer::Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule) : graph_(graph), optimizer_(optimizer), schedule_(schedule), parameters_(graph.parameters()), recorded_(graph.device()) {}
+
+void Trainer::forget_recordings() { recorded_.forget(); }
+
+// The loss, and the gradient of each parameter (undefined: none).
+std::vector<Tensor> Trainer::forward_backward(const Tensor& images, const Tensor& labels) {
+  Tape tape;
+  const Var loss = softmax_cross_entropy(graph_(images), labels, label_smoothing);
+  tape.backward(loss);
+  std::vector<Tensor> results{loss.dense()};
+  for (Parameter* p : parameters_) results.push_back(std::exchange(p->grad, Tensor()));
+  return results;
+}
+
+std::vector<Tensor> Trainer::recorded_forward_backward(const Tensor& images, const Tensor& labels) {
+  check_labels("training", labels, graph_.value(graph_.scores()).shape[-1]);
+  const bool frozen = freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after;
+  return recorded_.run(text(label_smoothing, frozen ? " frozen batch norm" : ""), {images, labels}, [this](const std::vector<Tensor>& in) { return forward_backward(in[0], in[1]); });
+}
 
 StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   require_ready(graph_, "training");
@@ -21,20 +55,25 @@ StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   info.images = images.dim(0);
   info.learning_rate = schedule_.at(step_);
   if (freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after) set_batch_norm_frozen(graph_, true);
-  Tape tape;
-  const Var loss = softmax_cross_entropy(graph_(images), labels, label_smoothing);
-  info.loss = loss.dense().item();
+  const std::vector<Tensor> results = record ? recorded_forward_backward(images, labels) : forward_backward(images, labels);
+  info.loss = results[0].item();
   if (!std::isfinite(info.loss)) {
     const NoGrad no_grad;
     const std::string layer = first_nonfinite_value(graph_, images);
     fail("training: the loss is ", info.loss, " at step ", info.step, "; the first value that is not finite is \"", layer.empty() ? "loss" : layer,
          "\"; lower the learning rate or look at the data");
   }
-  tape.backward(loss);
-  for (const Parameter* p : parameters_) {
-    DETENT_CHECK(!p->grad.defined() || finite(p->grad), "training: the gradient of \"", p->name, "\" is not finite at step ", info.step, " (loss ", info.loss,
-                 "); lower the learning rate");
+  std::vector<const Parameter*> with_gradient;
+  std::vector<Tensor> gradients;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    parameters_[i]->grad = results[i + 1];
+    if (!parameters_[i]->grad.defined()) continue;
+    with_gradient.push_back(parameters_[i]);
+    gradients.push_back(parameters_[i]->grad);
   }
+  const int64_t bad = first_nonfinite(gradients);
+  DETENT_CHECK(bad < 0, "training: the gradient of \"", with_gradient[static_cast<size_t>(bad)]->name, "\" is not finite at step ", info.step, " (loss ", info.loss,
+               "); lower the learning rate");
   optimizer_.learning_rate = info.learning_rate;
   optimizer_.step(parameters_);
   ++step_;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "detent/core/recorded_step.h"
 #include "detent/nn/graph.h"
 #include "detent/nn/optimizer.h"
 
@@ -43,13 +44,22 @@ class Trainer {
   /// Continues a schedule that was interrupted after this many steps.
   void set_steps_done(int64_t steps) { step_ = steps; }
   float label_smoothing = 0.0f;
+  /// Where the device can: forward and backward are recorded per shape and replayed (a CUDA graph). Quantizers that learn or encode anew at each step read
+  /// values on the host, and run step by step as before. After a change to the graph between two steps call forget_recordings().
+  bool record = false;
+  void forget_recordings();
+  const RecordedStep& recorded() const { return recorded_; }
   int64_t freeze_batch_norm_after = -1;  ///< batch-norm statistics stay as they are from this many steps on; -1: never
 
  private:
+  std::vector<Tensor> forward_backward(const Tensor& images, const Tensor& labels);
+  std::vector<Tensor> recorded_forward_backward(const Tensor& images, const Tensor& labels);
+
   Graph& graph_;
   Optimizer& optimizer_;
   Schedule schedule_;
   std::vector<Parameter*> parameters_;
+  RecordedStep recorded_;
   int64_t step_ = 0;
 };
 

@@ -1,4 +1,5 @@
 #include "detent/quant/adaround.h"
+#include "detent/quant/host_only.h"
 
 #include <algorithm>
 #include <cmath>
@@ -35,14 +36,15 @@ double adaround_beta(int64_t iteration, int64_t iterations, const AdaroundSpec& 
 
 double adaround_round_loss(const Tensor& alpha, double beta, const AdaroundSpec& spec, Tensor* gradient) {
   if (gradient) DETENT_CHECK(gradient->shape() == alpha.shape(), "AdaRound: a gradient ", gradient->shape(), " for alpha ", alpha.shape());
-  const auto* a = alpha.data<float>();
+  const auto* a = host_floats("AdaRound", alpha);
+  auto* da = gradient ? host_floats("AdaRound", *gradient) : nullptr;
   double loss = 0.0;
   for (int64_t i = 0; i < alpha.elements(); ++i) {
     const double u = 2.0 * adaround_h(a[i], spec) - 1.0, m = std::fabs(u);
     loss += 1.0 - std::pow(m, beta);
     if (gradient && m > 0.0) {
       const double d = -beta * std::pow(m, beta - 1.0) * (u < 0.0 ? -2.0 : 2.0) * adaround_dh(a[i], spec);
-      gradient->data<float>()[i] += static_cast<float>(spec.regularisation * d);
+      da[i] += static_cast<float>(spec.regularisation * d);
     }
   }
   return spec.regularisation * loss;
@@ -50,8 +52,8 @@ double adaround_round_loss(const Tensor& alpha, double beta, const AdaroundSpec&
 
 double adaround_reconstruction_loss(const Tensor& output, const Tensor& target) {
   DETENT_CHECK(output.shape() == target.shape() && output.rank() >= 1 && output.elements() > 0, "AdaRound: an output ", output.shape(), " and a target ", target.shape(), " must be one non-empty shape");
-  const auto* y = output.data<float>();
-  const auto* t = target.data<float>();
+  const auto* y = host_floats("AdaRound", output);
+  const auto* t = host_floats("AdaRound", target);
   double sum = 0.0;
   for (int64_t i = 0; i < output.elements(); ++i) {
     const double e = static_cast<double>(y[i]) - t[i];

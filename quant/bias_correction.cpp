@@ -1,4 +1,5 @@
 #include "detent/quant/bias_correction.h"
+#include "detent/quant/host_only.h"
 
 #include <cmath>
 
@@ -8,12 +9,12 @@ void correct_bias_empirically(Tensor& bias, const Tensor& reference, const Tenso
   DETENT_CHECK(reference.shape() == quantized.shape(), "bias correction: outputs ", reference.shape(), " and ", quantized.shape(), " differ in shape");
   const int64_t k = bias.elements();
   DETENT_CHECK(reference.rank() >= 1 && reference.dim(-1) == k && reference.elements() > 0, "bias correction: outputs ", reference.shape(), " do not end in the ", k, " channels of the bias");
-  const auto* f = reference.data<float>();
-  const auto* q = quantized.data<float>();
+  const auto* f = host_floats("bias correction", reference);
+  const auto* q = host_floats("bias correction", quantized);
   std::vector<double> sum(static_cast<size_t>(k), 0.0);
   for (int64_t i = 0; i < reference.elements(); ++i) sum[static_cast<size_t>(i % k)] += static_cast<double>(q[i]) - f[i];
   const double rows = static_cast<double>(reference.elements() / k);
-  auto* b = bias.data<float>();
+  auto* b = host_floats("bias correction", bias);
   for (size_t c = 0; c < sum.size(); ++c) b[c] = static_cast<float>(b[c] - sum[c] / rows);
 }
 
@@ -46,9 +47,9 @@ void correct_bias_analytically(Tensor& bias, const Tensor& weight, const Tensor&
   DETENT_CHECK(bias.elements() == k, "bias correction: a bias of ", bias.elements(), " values for weights ", weight.shape());
   std::vector<double> mean(beta.size());
   for (size_t i = 0; i < mean.size(); ++i) mean[i] = expected_activation(beta[i], gamma[i], activation);
-  const auto* w = weight.data<float>();
-  const auto* q = quantized_weight.data<float>();
-  auto* b = bias.data<float>();
+  const auto* w = host_floats("bias correction", weight);
+  const auto* q = host_floats("bias correction", quantized_weight);
+  auto* b = host_floats("bias correction", bias);
   for (int64_t o = 0; o < k; ++o) {
     double shift = 0.0;
     for (int64_t i = 0; i < inner; ++i) shift += (static_cast<double>(q[o * inner + i]) - w[o * inner + i]) * mean[static_cast<size_t>(depthwise ? o : i % c)];

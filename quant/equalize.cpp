@@ -1,4 +1,5 @@
 #include "detent/quant/equalize.h"
+#include "detent/quant/host_only.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,13 +14,13 @@ int64_t last_axis(const Tensor& w) {
 
 // Multiplies by factor[channel]; channel is the first or the last axis.
 void scale_outputs(Tensor& w, const std::vector<double>& factor) {
-  auto* p = w.data<float>();
+  auto* p = host_floats("equalization", w);
   const int64_t inner = w.elements() / w.dim(0);
   for (int64_t i = 0; i < w.elements(); ++i) p[i] = static_cast<float>(p[i] * factor[static_cast<size_t>(i / inner)]);
 }
 
 void scale_inputs(Tensor& w, const std::vector<double>& factor) {
-  auto* p = w.data<float>();
+  auto* p = host_floats("equalization", w);
   const int64_t c = last_axis(w);
   for (int64_t i = 0; i < w.elements(); ++i) p[i] = static_cast<float>(p[i] * factor[static_cast<size_t>(i % c)]);
 }
@@ -27,7 +28,7 @@ void scale_inputs(Tensor& w, const std::vector<double>& factor) {
 void scale_bias(Tensor& b, const std::vector<double>& factor) {
   if (!b.defined()) return;
   DETENT_CHECK(b.elements() == static_cast<int64_t>(factor.size()), "equalize: a bias of ", b.elements(), " values for ", factor.size(), " channels");
-  auto* p = b.data<float>();
+  auto* p = host_floats("equalization", b);
   for (size_t i = 0; i < factor.size(); ++i) p[i] = static_cast<float>(p[i] * factor[i]);
 }
 
@@ -45,7 +46,7 @@ void check_channels(const char* what, size_t a, size_t b) { DETENT_CHECK(a == b,
 
 std::vector<double> output_channel_ranges(const Tensor& weight) {
   last_axis(weight);
-  const auto* p = weight.data<float>();
+  const auto* p = host_floats("equalization", weight);
   std::vector<double> r(static_cast<size_t>(weight.dim(0)), 0.0);
   const int64_t inner = weight.dim(0) ? weight.elements() / weight.dim(0) : 0;
   for (int64_t i = 0; i < weight.elements(); ++i) {
@@ -57,7 +58,7 @@ std::vector<double> output_channel_ranges(const Tensor& weight) {
 
 std::vector<double> input_channel_ranges(const Tensor& weight) {
   const int64_t c = last_axis(weight);
-  const auto* p = weight.data<float>();
+  const auto* p = host_floats("equalization", weight);
   std::vector<double> r(static_cast<size_t>(c), 0.0);
   for (int64_t i = 0; i < weight.elements(); ++i) {
     double& m = r[static_cast<size_t>(i % c)];
@@ -122,9 +123,9 @@ std::vector<double> fold_high_bias(Tensor& b1, const std::vector<double>& gamma,
   DETENT_CHECK(b2.elements() == k, "high-bias fold: layer 2 has ", k, " channels and a bias of ", b2.elements());
   std::vector<double> a(n);
   for (size_t i = 0; i < n; ++i) a[i] = activation == FoldActivation::none ? beta[i] : std::max(0.0, beta[i] - 3.0 * std::fabs(gamma[i]));
-  auto* p1 = b1.data<float>();
-  auto* p2 = b2.data<float>();
-  const auto* w = w2.data<float>();
+  auto* p1 = host_floats("equalization", b1);
+  auto* p2 = host_floats("equalization", b2);
+  const auto* w = host_floats("equalization", w2);
   for (size_t i = 0; i < n; ++i) p1[i] = static_cast<float>(p1[i] - a[i]);
   const int64_t inner = w2.elements() / std::max<int64_t>(1, k);
   for (int64_t o = 0; o < k; ++o) {

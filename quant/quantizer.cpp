@@ -250,7 +250,16 @@ Range Quantizer::gated(Range r, const Range& before) const {
 
 // Takes over the bounds the optimizer wrote: gates them and derives the grids, once a step.
 void Quantizer::refresh() {
-  std::vector<float> lo = min_.value.to_vector<float>(), hi = max_.value.to_vector<float>();
+  std::vector<float> lo, hi;
+  if (delivered_.empty()) {
+    lo = min_.value.to_vector<float>();
+    hi = max_.value.to_vector<float>();
+  } else {
+    const auto middle = delivered_.begin() + std::ssize(delivered_) / 2;
+    lo.assign(delivered_.begin(), middle);
+    hi.assign(middle, delivered_.end());
+  }
+  const std::vector<float> written_lo = lo, written_hi = hi;
   std::vector<Range> good = good_;
   std::vector<Grid> grids = grids_;
   bool changed = false;
@@ -270,12 +279,34 @@ void Quantizer::refresh() {
     grids[i] = grid_of(good[i], i);
   }
   if (!changed) return;
+  // The optimizer's bounds stand unless the gate moved them.
+  if (lo == written_lo && hi == written_hi) {
+    good_ = std::move(good);
+    grids_ = std::move(grids);
+    return;
+  }
   // All or nothing: without memory for these the next call gates the same bounds again.
   const Tensor new_min = Tensor::from<float>(min_.value.shape(), lo), new_max = Tensor::from<float>(max_.value.shape(), hi);
   min_.value.copy_from(new_min);
   max_.value.copy_from(new_max);
+  if (!delivered_.empty()) {
+    delivered_ = lo;
+    delivered_.insert(delivered_.end(), hi.begin(), hi.end());
+  }
   good_ = std::move(good);
   grids_ = std::move(grids);
+}
+
+std::vector<Tensor> Quantizer::host_reads() {
+  if (state_ != QuantizerState::learning) return {};
+  return {min_.value, max_.value};
+}
+
+// Learned bounds live where the value is: they are made on the host.
+void Quantizer::follow_device(Device device) {
+  if (min_.value.device() == device) return;
+  min_.value = min_.value.to(device);
+  max_.value = max_.value.to(device);
 }
 
 Var Quantizer::learned_bound(nn::Parameter& bound, int64_t elements) const {
@@ -284,7 +315,7 @@ Var Quantizer::learned_bound(nn::Parameter& bound, int64_t elements) const {
   const double levels = static_cast<double>(spec_.grid.symmetric ? (1 << (spec_.grid.bits - 1)) - 1 : (1 << spec_.grid.bits) - 1);
   const auto factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(elements) * levels));
   return Tape::record("lsq_scale", {v}, Var(v.dense()), [factor](const Tensor& dy, GradSink& sink) {
-    Tensor dx(dy.shape());
+    Tensor dx(dy.shape(), DType::f32, dy.device());
     backend(dy.device()).kernels().scale(dx.data<float>(), dy.data<float>(), factor, dy.elements());
     sink.add(0, std::move(dx));
   });
@@ -313,6 +344,7 @@ Var Quantizer::apply(const nn::Context&, const Var& x) {
   if (state_ == QuantizerState::frozen) {
     y = fake_quant_ste(x, grids_, view(x.shape()));
   } else {
+    follow_device(x.device());
     refresh();
     const ChannelView v = view(x.shape());
     const int64_t each = x.shape().elements() / v.channels;
@@ -339,8 +371,9 @@ RangeGradient Quantizer::range_gradient() const {
   return spec_.rule != RangeRule::aimet && spec_.min_bound && *spec_.min_bound == 0.0 ? RangeGradient::keep_min : RangeGradient::aimet;
 }
 
-std::optional<GridTarget> Quantizer::grid_target(int64_t elements) {
+std::optional<GridTarget> Quantizer::grid_target(int64_t elements, Device device) {
   if (spec_.parameter || is_float() || spec_.rule == RangeRule::aimet || (state_ != QuantizerState::frozen && state_ != QuantizerState::learning)) return std::nullopt;
+  if (state_ == QuantizerState::learning) follow_device(device);
   const Grid g = grids().front();
   if (grids_.size() != 1 || g.qmin < 0 || g.qmax > 255) return std::nullopt;
   GridTarget t{.grid = g, .spec = spec_.grid, .rule = range_gradient(), .min = {}, .max = {}};

@@ -45,7 +45,9 @@ class Quantizer final : public nn::Transform {
   Var apply(const nn::Context& context, const Var& x) override;
   std::string not_ready() const override;
   /// Per tensor, within a byte, frozen or learning; under RangeRule::aimet nothing, as its gradients are exact.
-  std::optional<GridTarget> grid_target(int64_t elements) override;
+  std::optional<GridTarget> grid_target(int64_t elements, Device device) override;
+  std::vector<Tensor> host_reads() override;
+  void deliver(std::span<const float> values) override { delivered_.assign(values.begin(), values.end()); }
   /// The learned bounds "NAME.min" and "NAME.max", while learning.
   void visit(const std::string& prefix, nn::Visitor& visitor) override;
 
@@ -102,6 +104,7 @@ class Quantizer final : public nn::Transform {
   Var round_to_float(const Var& x) const;
   Range gated(Range range, const Range& before) const;
   void refresh();
+  void follow_device(Device device);
   ChannelView view(const Shape& shape) const;
   Var learned_bound(nn::Parameter& bound, int64_t elements) const;
   RangeGradient range_gradient() const;
@@ -111,6 +114,7 @@ class Quantizer final : public nn::Transform {
   QuantizerState state_ = QuantizerState::off;
   std::unique_ptr<RangeEstimator> estimator_;
   nn::Parameter min_, max_;     // [channels]
+  std::vector<float> delivered_;  // their values, minima first, while a forward pass lasts on a device
   std::vector<Range> good_;     // the gated bounds that grids_ was computed from
   std::vector<Range> initial_;  // what calibration gave: the scale of the smallest allowed width
   std::vector<Grid> grids_;

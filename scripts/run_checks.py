@@ -50,6 +50,8 @@ class Tally:
             passed, failed, skipped = (int(n or 0) for n in found[-1])
         elif code == 77:
             skipped = 1
+            for reason in SKIPPED.findall(output):
+                print(f"  {label}: skipped: {reason}")
         elif code == 0:
             passed = 1
         if code not in (0, 77) and failed == 0:  # crashed, timed out, or a sanitizer's report
@@ -89,6 +91,17 @@ def fast_suite(tally, build, label, env=None, multiplier=1):
         tally.test_program(f"{label} {e['name'].split(' / ')[-1]}", output, e.get("returncode", 1), e["duration"])
     if not entries:
         tally.add(label, 0, 1, 0, 0, f"no tests ran in {build}")
+
+
+def cuda_module():
+    """The CUDA module is part of the build wherever nvcc is; no GPU is needed for that."""
+    nvcc = shutil.which("nvcc") or next((p for p in ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc") if os.access(p, os.X_OK)), None)
+    if not nvcc:
+        return None, "nvcc is not installed: the CUDA module was not compiled"
+    module = BUILD / "libdetent_cuda.so"
+    if not module.exists():
+        return False, f"{nvcc} is there, but {module.relative_to(ROOT)} was not built"
+    return True, f"compiled and linked by {nvcc}: {module.stat().st_size / 1e6:.1f} MB"
 
 
 def install():
@@ -160,7 +173,7 @@ def sanitized_build(name, sanitize, targets):
     if not (build / "build.ninja").exists():
         shutil.rmtree(build, ignore_errors=True)
         code, output = run("meson", "setup", build, "--buildtype=debugoptimized", "-Doptimization=1", f"-Db_sanitize={sanitize}", "-Db_lundef=false", "-Dbench=disabled",
-                           "-Dexamples=disabled", "-Dcpp_args=-fno-sanitize-recover=all", "-Ddefault_library=shared")
+                           "-Dexamples=disabled", "-Dcuda=disabled", "-Dcpp_args=-fno-sanitize-recover=all", "-Ddefault_library=shared")
         if code:
             return build, (False, output)
     code, output = run("ninja", "-C", build, *targets)
@@ -199,6 +212,7 @@ def main():
     tally = Tally()
     fast_suite(tally, BUILD, "test")
     tally.command("layers", lambda: (lambda r: (r[0] == 0, r[1]))(run("scripts/check_layers")))
+    tally.command("cuda module", cuda_module)
     tally.command("install", install)
     if any(INSTALLED.rglob("detent.pc")):
         tally.command("headers", headers)

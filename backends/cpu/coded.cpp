@@ -109,14 +109,10 @@ void backward(const uint8_t* codes, const int8_t* residual, int32_t zero_point, 
     const float* g = dy + at;
     float* out = dx + at;
     for (int64_t i = 0; i < m; ++i) {
-      const int32_t r = kept[i];
-      // Everything in steps of 1/252, exact in float: one division at the end serves all.
-      const int32_t code = (static_cast<int32_t>(q[i]) - zero_point) * static_cast<int32_t>(kResidualScale);
-      const int32_t inner = r == kMasked ? 0 : r;
-      const float d = g[i];
-      term[i] = d * static_cast<float>(r == kOutside ? code : inner);
-      clipped[i] = r == kOutside ? d : 0.0f;
-      out[i] = r <= kMasked ? 0.0f : d;
+      const RangeTerms terms = coded_range_terms(q[i], kept[i], zero_point, g[i]);
+      term[i] = terms.scale;
+      clipped[i] = terms.clip;
+      out[i] = terms.dx;
     }
     const int64_t padded = (m + kCodedLanes - 1) / kCodedLanes * kCodedLanes;
     for (int64_t i = m; i < padded; ++i) term[i] = clipped[i] = 0.0f;

@@ -1,4 +1,5 @@
 // fill, accumulate, scale, count_nonfinite.
+#include <algorithm>
 #include <atomic>
 #include <bit>
 
@@ -25,14 +26,21 @@ void scale(float* y, const float* x, float factor, int64_t n) {
   });
 }
 
-int64_t count_nonfinite(const float* x, int64_t n) {
-  std::atomic<int64_t> count{0};  // a sum of integers: the order does not matter
-  parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
-    int32_t bad = 0;
-    for (int64_t i = begin; i < end; ++i) bad += (std::bit_cast<int32_t>(x[i]) & 0x7f800000) == 0x7f800000;
-    count.fetch_add(bad, std::memory_order_relaxed);
-  });
-  return count.load();
+void count_nonfinite(const FloatSpan* spans, int64_t count, int64_t* nonfinite) {
+  for (int64_t s = 0; s < count; ++s) {
+    const float* x = spans[s].x;
+    std::atomic<int64_t> total{0};  // a sum of integers: the order does not matter
+    parallel_for(spans[s].n, kGrain, [&](int64_t begin, int64_t end) {
+      int32_t bad = 0;
+      for (int64_t i = begin; i < end; ++i) bad += (std::bit_cast<int32_t>(x[i]) & 0x7f800000) == 0x7f800000;
+      total.fetch_add(bad, std::memory_order_relaxed);
+    });
+    nonfinite[s] = total.load();
+  }
+}
+
+void gather(const FloatSpan* spans, int64_t count, float* y) {
+  for (int64_t s = 0; s < count; ++s) y = std::copy_n(spans[s].x, spans[s].n, y);
 }
 
 }  // namespace detent::cpu

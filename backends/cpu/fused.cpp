@@ -65,4 +65,12 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
   if (a.clip_sum) *a.clip_sum = all.clip;
 }
 
+void range_grads(const RangeGradsArgs& a) {
+  for (int64_t c = 0; c < a.channels; ++c) {
+    const RangeGrads g = range_grads_from_sums(a.scale_sum[c], a.clip_sum[c], {static_cast<double>(a.min[c]), static_cast<double>(a.max[c])}, a.spec, a.rule);
+    a.dmin[c] = static_cast<float>(g.min);
+    a.dmax[c] = static_cast<float>(g.max);
+  }
+}
+
 }  // namespace detent::cpu

@@ -8,7 +8,8 @@ namespace detent::cpu {
 void fill(float* y, float value, int64_t n);
 void accumulate(float* y, const float* x, int64_t n);
 void scale(float* y, const float* x, float factor, int64_t n);
-int64_t count_nonfinite(const float* x, int64_t n);
+void count_nonfinite(const FloatSpan* spans, int64_t count, int64_t* nonfinite);
+void gather(const FloatSpan* spans, int64_t count, float* y);
 void conv2d(const Conv2dArgs&);
 void conv2d_backward_data(const Conv2dBackwardDataArgs&);
 void conv2d_backward_filter(const Conv2dBackwardFilterArgs&);
@@ -30,6 +31,7 @@ void dequantize(const DequantizeArgs&);
 void fake_quant_backward(const FakeQuantBackwardArgs&);
 void add(const AddArgs&);
 void quantized_backward(const QuantizedBackwardArgs&);
+void range_grads(const RangeGradsArgs&);
 void min_max(const MinMaxArgs&);
 void histogram_acc(const HistogramArgs&);
 void resize(const ResizeArgs&);

@@ -52,12 +52,7 @@ void sgd_step(const SgdArgs& a) {
 
 void adam_step(const AdamArgs& a) {
   const std::vector<Chunk> chunks = chunks_of(a.tensors, a.count);
-  const double t = static_cast<double>(a.step);
-  const AdamFactors f{.beta1 = a.beta1,
-                      .beta2 = a.beta2,
-                      .eps = a.eps,
-                      .step_size_factor = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(a.beta1), t))),
-                      .sqrt_correction = static_cast<float>(std::sqrt(1.0 - std::pow(static_cast<double>(a.beta2), t)))};
+  const AdamFactors f = adam_factors(a.beta1, a.beta2, a.eps, a.step);
   parallel_for(static_cast<int64_t>(chunks.size()), 1, [&](int64_t i, int64_t) {
     const Chunk& k = chunks[static_cast<size_t>(i)];
     const AdamTensor& p = a.tensors[k.tensor];

@@ -4,46 +4,12 @@
 #include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/kernels.h"
 #include "detent/backends/cpu/loop.h"
+#include "detent/core/math/pool_math.h"
 
 namespace detent::cpu {
 namespace {
 
 constexpr int64_t kChannelBlock = 128;
-
-struct Window {
-  int64_t r0, r1, s0, s1;  // the filter positions that fall inside the image
-  int64_t h0, w0;          // image position of filter position (0,0), may be negative
-};
-
-void clip_axis(int64_t start, int64_t window, int64_t dilation, int64_t extent, int64_t* first, int64_t* last) {
-  *first = start < 0 ? std::min(window, (-start + dilation - 1) / dilation) : 0;
-  *last = start >= extent ? 0 : std::min(window, (extent - 1 - start) / dilation + 1);
-  *last = std::max(*first, *last);
-}
-
-Window window_at(const ConvGeometry& g, int64_t oh, int64_t ow) {
-  Window v;
-  v.h0 = oh * g.stride_h - g.pad_top;
-  v.w0 = ow * g.stride_w - g.pad_left;
-  clip_axis(v.h0, g.r, g.dilation_h, g.h, &v.r0, &v.r1);
-  clip_axis(v.w0, g.s, g.dilation_w, g.w, &v.s0, &v.s1);
-  return v;
-}
-
-// Filter positions counted along one axis: inside the image, or inside the image and its explicit padding.
-int64_t counted(int64_t start, int64_t window, int64_t dilation, int64_t extent, int64_t pad_begin, int64_t pad_end) {
-  int64_t first, last;
-  clip_axis(start + pad_begin, window, dilation, extent + pad_begin + pad_end, &first, &last);
-  return last - first;
-}
-
-template <class Args>
-float average_weight(const Args& a, const Window& v) {
-  const ConvGeometry& g = a.geometry;
-  int64_t n = (v.r1 - v.r0) * (v.s1 - v.s0);
-  if (a.count_include_pad) n = counted(v.h0, g.r, g.dilation_h, g.h, g.pad_top, a.pad_bottom) * counted(v.w0, g.s, g.dilation_w, g.w, g.pad_left, a.pad_right);
-  return n > 0 ? static_cast<float>(n) : 1.0f;
-}
 
 int64_t channel_blocks(const ConvGeometry& g) { return (g.c + kChannelBlock - 1) / kChannelBlock; }
 
@@ -59,7 +25,7 @@ void max_pool(const PoolArgs& a) {
     int32_t where[kTaps], unused[kChannelBlock];
     for (int64_t p = begin; p < end; ++p) {
       const int64_t n = p / (g.oh * g.ow);
-      const Window v = window_at(g, p / g.ow % g.oh, p % g.ow);
+      const PoolWindow v = pool_window(g, p / g.ow % g.oh, p % g.ow);
       const int64_t columns = v.s1 - v.s0, taps = (v.r1 - v.r0) * columns;
       const auto fill_taps = [&](int64_t first, int64_t count) {
         int64_t r = v.r0 + first / columns, s = v.s0 + first % columns;
@@ -92,12 +58,11 @@ void max_pool(const PoolArgs& a) {
 void max_pool_backward(const PoolBackwardArgs& a) {
   const ConvGeometry& g = a.geometry;
   const DenseKernels& k = dense_kernels();
-  const auto first_window = [](int64_t at, int64_t reach, int64_t stride) { return at <= reach ? 0 : (at - reach + stride - 1) / stride; };
   parallel_for(g.n * g.h * g.w, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, g.c)), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t n = p / (g.h * g.w), h = p / g.w % g.h, w = p % g.w;
       const int64_t oh1 = std::min(g.oh - 1, (h + g.pad_top) / g.stride_h), ow1 = std::min(g.ow - 1, (w + g.pad_left) / g.stride_w);
-      const int64_t oh0 = first_window(h + g.pad_top, (g.r - 1) * g.dilation_h, g.stride_h), ow0 = first_window(w + g.pad_left, (g.s - 1) * g.dilation_w, g.stride_w);
+      const int64_t oh0 = first_covering_window(h + g.pad_top, (g.r - 1) * g.dilation_h, g.stride_h), ow0 = first_covering_window(w + g.pad_left, (g.s - 1) * g.dilation_w, g.stride_w);
       float* dx = a.dx + p * g.c;
       std::fill_n(dx, g.c, 0.0f);
       for (int64_t oh = oh0; oh <= oh1; ++oh) {
@@ -117,7 +82,7 @@ void average_pool(const PoolArgs& a) {
     float row[kChannelBlock];
     for (int64_t p = begin; p < end; ++p) {
       const int64_t n = p / (g.oh * g.ow);
-      const Window v = window_at(g, p / g.ow % g.oh, p % g.ow);
+      const PoolWindow v = pool_window(g, p / g.ow % g.oh, p % g.ow);
       const float weight = average_weight(a, v);
       for (int64_t c0 = 0; c0 < g.c; c0 += kChannelBlock) {
         const int64_t cn = std::min(kChannelBlock, g.c - c0);
@@ -149,7 +114,7 @@ void average_pool_backward(const PoolBackwardArgs& a) {
       for (int64_t c = 0; c < cn; ++c) dx[p * g.c + c] = 0.0f;
     }
     for (int64_t p = 0; p < g.oh * g.ow; ++p) {
-      const Window v = window_at(g, p / g.ow, p % g.ow);
+      const PoolWindow v = pool_window(g, p / g.ow, p % g.ow);
       const float weight = average_weight(a, v);
       const float* dy = a.dy + (n * g.oh * g.ow + p) * g.c + c0;
       for (int64_t r = v.r0; r < v.r1; ++r) {

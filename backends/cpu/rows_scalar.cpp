@@ -2,6 +2,8 @@
 #include <cmath>
 
 #include "detent/backends/cpu/rows.h"
+#include "detent/core/math/observe_math.h"
+#include "detent/core/math/quant_math.h"
 
 namespace detent::cpu {
 namespace {
@@ -29,15 +31,11 @@ void fake_quant_backward(const float* x, const float* dy, const RowGrid& g, floa
     float scale[kSumLanes] = {}, clip[kSumLanes] = {};
     const int64_t last = first + kSumBlock < n ? first + kSumBlock : n;
     for (int64_t i = first; i < last; ++i) {
-      const float t = x[i] / g.scale, r = rintf(t), v = r + g.zero;
-      const bool below = v < g.lo, above = v > g.hi, inside = v >= g.lo && v <= g.hi;
+      const RangeTerms terms = range_terms(x[i], dy[i], g.scale, g.zero, g.lo, g.hi);
       const int64_t lane = (i - first) % kSumLanes;
-      if (inside) scale[lane] += dy[i] * (r - t);
-      if (below || above) {
-        scale[lane] += dy[i] * ((below ? g.lo : g.hi) - g.zero);
-        clip[lane] += dy[i];
-      }
-      if (dx) dx[i] = inside ? dy[i] : 0.0f;
+      scale[lane] += terms.scale;
+      clip[lane] += terms.clip;
+      if (dx) dx[i] = terms.dx;
     }
     sums[0] += fold_lanes(scale);
     sums[1] += fold_lanes(clip);
@@ -64,12 +62,7 @@ int64_t bins(const float* x, int64_t n, const RowBins& b, int32_t* out) {
 
 }  // namespace
 
-int32_t bin_of(float x, const RowBins& b) {
-  const float last = static_cast<float>(b.bins - 1);
-  float v = b.centred ? roundf(x / b.width - b.lo / b.width) : floorf((x - b.lo) / b.width);
-  if (b.clamp_ends) v = v < 0.0f ? 0.0f : (v > last ? last : v);
-  return v >= 0.0f && v <= last ? static_cast<int32_t>(v) : b.bins;
-}
+int32_t bin_of(float x, const RowBins& b) { return histogram_bin(x, b.lo, b.width, b.lo / b.width, b.bins, b.centred, b.clamp_ends); }
 
 const RowKernels kRowsScalar = {fake_quant, fake_quant_codes, fake_quant_backward, dequantize, extent, bins};
 

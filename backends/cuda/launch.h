@@ -74,6 +74,17 @@ struct alignas(sizeof(T) * 4) Four {
 
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
+/// *to += v, whatever the threads do at the same time. Integers only: their sum has no order.
+template <class T>
+DETENT_HD void add_integer(T* to, T v) {
+  static_assert(std::is_integral_v<T>);
+#if defined(__CUDA_ARCH__)
+  atomicAdd(to, v);
+#else
+  *to += v;
+#endif
+}
+
 constexpr int kElementThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 20;
 

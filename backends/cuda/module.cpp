@@ -31,11 +31,13 @@ std::atomic<bool> g_launch_failed{false};
 char g_launch_text[256];
 
 const char* text_of(const char* what, cudaError_t e) {
+  cudaGetLastError();  // told here; the next launch must not be blamed for it
   std::snprintf(t_text, sizeof t_text, "%s: %s (%s)", what, cudaGetErrorString(e), cudaGetErrorName(e));
   return t_text;
 }
 
 const char* checked(const char* what, cudaError_t e) {
+  if (e != cudaSuccess) cudaGetLastError();
   if (g_launch_failed.load(std::memory_order_relaxed)) {
     const std::lock_guard lock(g_launch_mutex);
     g_launch_failed = false;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "detent/core/math/hd.h"
 
@@ -19,6 +20,12 @@ struct AdamFactors {
   float step_size_factor;      ///< 1 / (1 - beta1^t)
   float sqrt_correction;       ///< sqrt(1 - beta2^t)
 };
+
+/// step counts from 1.
+inline AdamFactors adam_factors(float beta1, float beta2, float eps, int64_t step) {
+  const double t = static_cast<double>(step);
+  return {beta1, beta2, eps, static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(beta1), t))), static_cast<float>(std::sqrt(1.0 - std::pow(static_cast<double>(beta2), t)))};
+}
 
 /// Kingma & Ba 2015, algorithm 1, in the order of its section 2 (bias corrections folded into the step); decoupled: Loshchilov & Hutter 2019, algorithm 2.
 DETENT_HD void adam_update(float& w, float g, float& m, float& v, float lr, float weight_decay, bool decoupled, const AdamFactors& f) {

@@ -76,6 +76,24 @@ DETENT_HD int8_t residual_byte(float v, const Grid& g, bool masked, bool on_valu
   return masked ? kMasked : static_cast<int8_t>(rintf(kResidualScale * (n - t)));
 }
 
+/// One element of the backward pass of quantization with a learned range: dx, and its terms of FakeQuantBackwardArgs' sums. A NaN x gives no terms.
+struct RangeTerms {
+  float dx, scale, clip;
+};
+DETENT_HD RangeTerms range_terms(float x, float dy, float scale, float zero, float lo, float hi) {
+  const float t = x / scale, r = rintf(t), v = r + zero;
+  const bool below = v < lo, above = v > hi, inside = v >= lo && v <= hi;
+  const float outer = below || above ? dy : 0.0f;
+  return {inside ? dy : 0.0f, inside ? dy * (r - t) : (below || above ? dy * ((below ? lo : hi) - zero) : 0.0f), outer};
+}
+
+/// The same from the code and the residual byte of a fused forward; the scale term is kResidualScale times too large (exact in float).
+DETENT_HD RangeTerms coded_range_terms(int32_t code, int32_t residual, int32_t zero_point, float dy) {
+  const int32_t outer = (code - zero_point) * static_cast<int32_t>(kResidualScale);
+  const int32_t inner = residual == kMasked ? 0 : residual;
+  return {residual <= kMasked ? 0.0f : dy, dy * static_cast<float>(residual == kOutside ? outer : inner), residual == kOutside ? dy : 0.0f};
+}
+
 // ---- range -> grid ---------------------------------------------------------------------------------------------------------------------------------
 
 constexpr double kMinCalibrationWidth = 0.01;  ///< narrowest range a calibration may produce

@@ -64,6 +64,19 @@ void stop_if_asked() {
 
 void check_writable(const std::string& folder) { const AtomicFile probe(join_path(folder, ".writable")); }
 
+// Ranges are measured in full precision, whatever a device trains in: they are then those of the CPU.
+class FullPrecision {
+ public:
+  explicit FullPrecision(Device device) : backend_(backend(device)), before_(backend_.precision()) { backend_.set_precision(Precision::f32); }
+  ~FullPrecision() { backend_.set_precision(before_); }
+  FullPrecision(const FullPrecision&) = delete;
+  FullPrecision& operator=(const FullPrecision&) = delete;
+
+ private:
+  Backend& backend_;
+  Precision before_;
+};
+
 // Removes a log that a failed run would leave half-written.
 struct LogGuard {
   std::string path;
@@ -81,7 +94,11 @@ struct LogGuard {
 
 Flow::Flow(Options options) : o_(std::move(options)) {
   set_num_threads(o_.threads);
-  DETENT_CHECK(o_.device != "cuda" || device_available({DeviceType::cuda, 0}), "--device cuda: no CUDA device can be used here; give --device cpu");
+  try {
+    device_ = device_named(o_.device);
+  } catch (const Error& e) {
+    fail("--device ", o_.device, ": ", e.what());
+  }
 }
 
 Flow::~Flow() = default;
@@ -130,7 +147,8 @@ io::LoaderOptions Flow::loader_options(bool training) const {
           .label_offset = o_.label_offset,
           .classes = shape_.classes,
           .threads = o_.threads,
-          .limit = training ? 0 : o_.eval_samples};
+          .limit = training ? 0 : o_.eval_samples,
+          .device = device_};
 }
 
 nn::Accuracy Flow::validate(const std::string& stage) {
@@ -175,6 +193,7 @@ void Flow::train_built_in() {
     return io::load_weights(net_, cached);
   }
   nn::initialize(net_, {.seed = o_.seed, .zero_last_norm_scale = true});
+  net_.to(device_);
   nn::Adam adam({.learning_rate = kFloatLearningRate, .weight_decay = 0.05f, .decoupled = true});
   nn::Trainer trainer(net_, adam, {.kind = nn::Schedule::Kind::cosine, .base = kFloatLearningRate, .warmup_steps = o_.float_steps / 10, .total_steps = o_.float_steps});
   io::LoaderOptions options = loader_options(true);
@@ -197,6 +216,7 @@ void Flow::train_built_in() {
 }
 
 void Flow::calibrate() {
+  const FullPrecision full_precision(device_);
   io::LoaderOptions options = loader_options(true);
   options.batch = o_.eval_batch;
   options.augment = false;
@@ -267,7 +287,9 @@ void Flow::fold_to_scale() {
         o_.reestimate_bn);
     say(o_.quiet, text("batch-norm statistics measured anew on ", undo.batches(), " batches"));
   }
+  net_.to(Device{});  // weights are rewritten on the host
   const auto folded = quant::fold_batch_norms_to_scale(*sim_);
+  net_.to(device_);
   say(o_.quiet, text("folded ", folded.size(), " batch norms into the scales"));
 }
 
@@ -387,12 +409,13 @@ void Flow::dump_layers_into(const std::string& folder) {
 }
 
 void Flow::finish() {
+  if (!o_.dump_layers.empty()) dump_layers();
+  net_.to(Device{});  // files are written from the host's memory
   io::ExportOptions options{.folder = o_.output, .prefix = o_.prefix, .encodings_version = o_.encodings_version, .int32_bias = o_.int32_bias};
   std::vector<std::string> files = io::export_quantized(*sim_, options);
   if (o_.epochs > 0) files.push_back(o_.prefix + ".log.jsonl");
-  if (!o_.dump_layers.empty()) dump_layers();
   files.push_back(o_.prefix + ".summary.json");
-  write_file_atomically(path(".summary.json"), std::string_view(summary_json(report_, o_, "cpu", sim_->counts(), files)));
+  write_file_atomically(path(".summary.json"), std::string_view(summary_json(report_, o_, device_.type == DeviceType::cpu ? "cpu" : "cuda", sim_->counts(), files)));
   std::string out = table(report_, o_);
   if (o_.print_quantizers) out += "\n" + sim_->table();
   out += "\nwritten to " + o_.output + ":";
@@ -432,6 +455,7 @@ int Flow::run_stages() {
     report_ = Report::from_json(progress_.report);
     report_.resumed_from_step = progress_.step;
     last_checkpoint_ = resume_from_;
+    net_.to(device_);
     say(o_.quiet, text("resumed from ", resume_from_));
   } else {
     using Clock = std::chrono::steady_clock;
@@ -442,6 +466,7 @@ int Flow::run_stages() {
     } else if (!o_.weights.empty()) {
       io::load_weights(net_, o_.weights);
     }
+    net_.to(device_);
     validate("float");
     fold();
     if (!o_.keep_batch_norm) validate("folded");

@@ -56,6 +56,7 @@ class Flow {
   std::string path(const std::string& suffix) const;
 
   Options o_;
+  detent::Device device_;
   detent::quant::QuantConfig config_;
   detent::nn::Graph net_;
   detent::quant::EncodingMap encodings_;  ///< grids that the ONNX file of --arch carries

@@ -7,10 +7,12 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "detent/io/data/shuffle.h"
+#include "detent/io/data/upload.h"
 
 namespace detent::io {
 namespace {
@@ -151,6 +153,8 @@ struct Loader::Impl {
   void restart(int64_t at_epoch, int64_t at_batch) {
     std::unique_lock lock(mutex);
     running = false;
+    if (ahead) uploader->finish();  // its memory may be given to others from here on
+    ahead.reset();
     ready.wait(lock, [&] { return in_flight == 0; });
     slots.clear();
     epoch = at_epoch;
@@ -182,6 +186,12 @@ struct Loader::Impl {
     if (has_work()) wake.notify_one();
     waited += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
     return true;
+  }
+
+  // True when the next batch can be had without waiting for a decoder.
+  bool decoded() {
+    std::lock_guard lock(mutex);
+    return !slots.empty() && slots.front().done == slots.front().rows;
   }
 
   // Closes the gaps that bad records left; throws when they must not be skipped.
@@ -216,6 +226,8 @@ struct Loader::Impl {
   int64_t batches = 0, rows_per_claim = 1, depth = 2;
   std::exception_ptr failure;
   double waited = 0.0;
+  std::unique_ptr<Uploader> uploader;  // when batches go to another device
+  std::optional<Batch> ahead;          // on its way there
   bool started = false, seeked = false;
   Scratch own_scratch;
 
@@ -256,6 +268,36 @@ Loader::Iterator Loader::begin() {
 }
 
 bool Loader::next(Batch& batch) {
+  Impl& m = *impl_;
+  if (m.options.device.type == DeviceType::cpu) return next_decoded(batch);
+  if (!m.started) m.restart(0, 0);
+  if (!m.uploader) m.uploader = std::make_unique<Uploader>(m.options.device);
+  const auto start = [&m](Batch& b) { b.images = m.uploader->start(b.images); };
+  if (!m.ahead) {
+    Batch first;
+    if (!next_decoded(first)) return false;
+    start(first);
+    m.ahead = std::move(first);
+  }
+  m.uploader->finish();
+  batch = std::move(*m.ahead);
+  m.ahead.reset();
+  m.seeked = false;
+  if (!m.failure && m.decoded()) {
+    try {
+      Batch next;
+      if (next_decoded(next)) {
+        start(next);
+        m.ahead = std::move(next);
+      }
+    } catch (...) {
+      m.failure = std::current_exception();  // of the batch after this one
+    }
+  }
+  return true;
+}
+
+bool Loader::next_decoded(Batch& batch) {
   Impl& m = *impl_;
   if (!m.started) m.restart(0, 0);
   m.seeked = false;

@@ -16,7 +16,7 @@ namespace detent::io {
 
 struct Batch {
   Tensor images;      ///< f32 [n, h, w, 3]
-  Tensor labels;      ///< i64 [n], 0-based
+  Tensor labels;      ///< i64 [n], 0-based; always on the host
   int64_t index = 0;  ///< in the epoch
 };
 
@@ -33,6 +33,7 @@ struct LoaderOptions {
   int64_t limit = 0;       ///< images per epoch, the same ones in each (the first, or with shuffle a random choice); 0: all
   bool drop_last = false;  ///< leave out a last batch that is not full
   int64_t prefetch = 2;    ///< batches decoded ahead
+  Device device = {};      ///< where the images arrive; on a GPU the next batch is copied, from page-locked memory, while this one is worked on
 };
 
 class Loader {
@@ -85,6 +86,8 @@ class Loader {
   std::default_sentinel_t end() const { return {}; }
 
  private:
+  bool next_decoded(Batch& batch);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -25,9 +25,20 @@ TEST_CASE("fill, accumulate, scale, count_nonfinite") {
     CHECK(filled == std::vector<float>(static_cast<size_t>(n), 1.25f));
     CHECK(first_far(sum, want_sum) == -1);
     CHECK(first_far(scaled, want_scaled) == -1);
-    CHECK(kernels().count_nonfinite(x.data(), n) == bad);
+    const FloatSpan spans[] = {{filled.data(), n}, {}, {x.data(), n}, {x.data(), 1}};
+    int64_t counts[] = {-1, -1, -1, -1};
+    kernels().count_nonfinite(spans, 4, counts);
+    CHECK(counts[0] == 0);
+    CHECK(counts[1] == 0);
+    CHECK(counts[2] == bad);
+    const auto joined = run_guarded<float>(2 * n + 1, [&](float* out) { kernels().gather(spans, 4, out); });
+    CHECK(same_bits(std::vector<float>(joined.begin(), joined.begin() + n), filled));
+    CHECK(same_bits(std::vector<float>(joined.begin() + n, joined.begin() + 2 * n), x));
+    CHECK(std::memcmp(&joined.back(), &x[0], 4) == 0);
+    CHECK(counts[3] == (std::isfinite(x[0]) ? 0 : 1));
   }
-  CHECK(kernels().count_nonfinite(nullptr, 0) == 0);
+  kernels().count_nonfinite(nullptr, 0, nullptr);
+  kernels().gather(nullptr, 0, nullptr);
 }
 
 namespace {

@@ -90,8 +90,9 @@ TEST_CASE("fake_quant works in place and on unaligned rows") {
   for (int64_t shift : {0, 1, 3, 8}) {
     const std::vector<float> x = grid_values(1003, g, 5);
     std::vector<float> y = x;
+    const std::vector<Grid> grids{g};
     const int64_t n = 1003 - shift;
-    kernels().fake_quant({.view = {1, 1, n}, .x = y.data() + shift, .grids = &g, .y = y.data() + shift});
+    kernels().fake_quant({.view = {1, 1, n}, .x = y.data() + shift, .grids = grids.data(), .y = y.data() + shift});
     int64_t wrong = 0;
     for (int64_t i = 0; i < 1003; ++i) {
       const size_t k = static_cast<size_t>(i);
@@ -173,5 +174,38 @@ TEST_CASE("fake_quant_backward masked on the value: bounds belong to the grid, h
       wrong += dx[i] != (outside ? 0.0f : dy[i]);
     }
     CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("range_grads: channel by channel, both rules, symmetric and not") {
+  const int64_t channels = 300;
+  const std::vector<float> lo = random_values(channels, -4.0f, -0.5f, 3), hi = random_values(channels, 0.5f, 4.0f, 4);
+  std::vector<double> scale, clip;
+  for (const float v : random_values(channels, -50.0f, 50.0f, 5)) scale.push_back(static_cast<double>(v) * 1.1);
+  for (const float v : random_values(channels, -9.0f, 9.0f, 6)) clip.push_back(static_cast<double>(v) * 1.3);
+  for (const bool symmetric : {false, true}) {
+    for (const RangeGradient rule : {RangeGradient::aimet, RangeGradient::keep_min}) {
+      const auto got = run_guarded<float>(2 * channels, [&](float* out) {
+        RangeGradsArgs a;
+        a.channels = channels;
+        a.scale_sum = scale.data();
+        a.clip_sum = clip.data();
+        a.min = lo.data();
+        a.max = hi.data();
+        a.spec = {.bits = 8, .symmetric = symmetric};
+        a.rule = rule;
+        a.dmin = out;
+        a.dmax = out + channels;
+        kernels().range_grads(a);
+      });
+      for (size_t c = 0; c < lo.size(); ++c) {
+        // scale = (max - min) / 255 and offset = min / scale for an asymmetric grid, scale = max / 127 for a symmetric one; by the chain rule.
+        const double min = static_cast<double>(lo[c]), max = static_cast<double>(hi[c]), width = max - min;
+        const double want_max = symmetric ? scale[c] / 127.0 : scale[c] / 255.0 - min * clip[c] / width;
+        const double want_min = rule == RangeGradient::keep_min ? 0.0 : (symmetric ? -want_max : max * clip[c] / width - scale[c] / 255.0);
+        CHECK(close(got[c], want_min));
+        CHECK(close(got[c + lo.size()], want_max));
+      }
+    }
   }
 }

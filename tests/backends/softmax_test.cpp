@@ -89,9 +89,9 @@ TEST_CASE("cross_entropy: labels, smoothing, temperature, distributions, gradien
     }
   }
   // A logit of 1000 overflows exp; a loss of 2000 does not.
-  const float far[] = {1000.0f, -1000.0f};
-  const int64_t label = 1;
-  float loss = 0.0f;
-  kernels().cross_entropy({.rows = 1, .c = 2, .logits = far, .labels = &label, .loss = &loss});
-  CHECK(loss == 2000.0f);
+  const std::vector<float> far{1000.0f, -1000.0f};
+  const std::vector<int64_t> label{1};
+  std::vector<float> loss{0.0f};
+  kernels().cross_entropy({.rows = 1, .c = 2, .logits = far.data(), .labels = label.data(), .loss = loss.data()});
+  CHECK(loss[0] == 2000.0f);
 }

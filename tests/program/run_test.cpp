@@ -153,6 +153,34 @@ TEST_CASE("batch_norms_left_in_are_frozen_measured_anew_and_folded_into_the_scal
   }
 }
 
+// On a GPU when there is one, else on the module of tests/device.
+TEST_CASE("a_run_on_a_device_follows_the_cpu_and_repeats_to_the_bit") {
+  const Workshop w;
+  const Arguments on_device{"--device", "cuda"};
+  const Outcome cpu = w.run(w.good("cpu"));
+  if (!device_available({DeviceType::cuda, 0})) ::setenv("DETENT_CUDA_MODULE", DETENT_HOST_MODULE, 1);
+  const Outcome one = w.run(w.good("one") + on_device), two = w.run(w.good("two") + on_device);
+  ::unsetenv("DETENT_CUDA_MODULE");
+  INFO(one.err);
+  REQUIRE(cpu.code == 0);
+  REQUIRE(one.code == 0);
+  REQUIRE(two.code == 0);
+  same_results(w, "one", "two");
+  const auto summary = nlohmann::json::parse(slurp((w / "one") + "/m.summary.json")), reference = nlohmann::json::parse(slurp((w / "cpu") + "/m.summary.json"));
+  CHECK(summary.at("device") == "cuda");
+  CHECK(summary.at("quantizers") == reference.at("quantizers"));
+  // Scales: a sum in another order moves an activation's extreme in its last bits, a trained range a little more.
+  const quant::EncodingMap a = io::read_encodings(slurp((w / "one") + "/m.encodings"), "one"), b = io::read_encodings(slurp((w / "cpu") + "/m.encodings"), "cpu");
+  REQUIRE(a.activations.size() == b.activations.size());
+  REQUIRE(a.params.size() == b.params.size());
+  for (const quant::Encoding& e : b.activations) {
+    CAPTURE(e.name);
+    const quant::Encoding* other = a.find(e.name);
+    REQUIRE(other);
+    for (size_t i = 0; i < e.grids.size(); ++i) CHECK(other->grids[i].scale == doctest::Approx(static_cast<double>(e.grids[i].scale)).epsilon(1e-2));
+  }
+}
+
 TEST_CASE("help_and_version") {
   const Workshop w;
   const Outcome help = w.run({"--help"}), version = w.run({"--version"});

@@ -68,7 +68,7 @@ class Workshop {
   /// A good command line with its output in `output`.
   Arguments good(const std::string& output) const {
     return {"--arch", "resnet20-cifar10", "--data", folder_ / "data", "--weights", folder_ / "weights.safetensors", "--quant-scheme", "range-learning-tf", "--batch", "8", "--calibration-samples", "16",
-            "--threads", "1", "--quiet", "--prefix", "m", "--output", folder_ / output};
+            "--threads", "1", "--device", "cpu", "--quiet", "--prefix", "m", "--output", folder_ / output};
   }
   Outcome run(const Arguments& arguments) const { return Process(arguments, folder_ / "stdout", folder_ / "stderr").wait(); }
 

@@ -1,0 +1,50 @@
+// Work that a device repeats: run once, recorded the second time, replayed from then on (a CUDA graph). One thread uses a RecordedStep.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "detent/core/backend.h"
+#include "detent/core/tensor.h"
+
+namespace detent {
+
+class RecordedStep {
+ public:
+  /// Maps inputs on the device to results there. Given the same shapes and key it must ask the device for the same work; it may not read results on the host.
+  using Work = std::function<std::vector<Tensor>(const std::vector<Tensor>& inputs)>;
+
+  explicit RecordedStep(Device device);
+  ~RecordedStep();
+  RecordedStep(const RecordedStep&) = delete;
+  RecordedStep& operator=(const RecordedStep&) = delete;
+
+  /// Runs the work on these inputs (moved to the device). `key` names what else the work depends on. Results of a replay are valid until the next call with
+  /// the same shapes and key. Work that cannot be recorded (it reads results on the host, or the device does not record) runs step by step.
+  std::vector<Tensor> run(const std::string& key, const std::vector<Tensor>& inputs, const Work& work);
+  /// Drops every recording: what the work does has changed.
+  void forget();
+
+  int64_t recordings() const;
+  int64_t replays() const { return replays_; }
+  /// Why the work of the last call was not recorded, or "".
+  const std::string& refusal() const { return refusal_; }
+
+ private:
+  struct Entry {
+    bool seen = false, refused = false;
+    void* recording = nullptr;
+    std::vector<Tensor> inputs, results;
+  };
+  std::vector<Tensor> record(Entry& entry, const std::vector<Tensor>& inputs, const Work& work);
+
+  Device device_;
+  Backend& backend_;
+  std::map<std::string, Entry> entries_;
+  int64_t replays_ = 0;
+  std::string refusal_;
+};
+
+}  // namespace detent
