@@ -1,4 +1,5 @@
 #include "detent/autograd/op_support.h"
+#include "detent/core/integer_kernels.h"
 
 namespace detent {
 namespace {
@@ -80,6 +81,13 @@ Var max_pool(const Var& x, const PoolSpec& spec) {
   const Shape from = x.shape(), to = pool_shape("max_pool", from, spec);
   DETENT_CHECK(from[1] * from[2] <= INT32_MAX, "max_pool: x ", from, " is larger than the 2^31 pixels an index can hold");
   const ConvGeometry g = geometry_of(from, to, spec);
+  // The largest code is that of the largest value. Without dilation no window is empty.
+  const IntegerKernels* codes = x.coded() && !x.tracked() && spec.dilation[0] == 1 && spec.dilation[1] == 1 ? backend(device).integer_kernels() : nullptr;
+  if (codes) {
+    Tensor q(to, DType::u8, device);
+    codes->max_pool({.geometry = g, .x = x.coded()->codes.data<uint8_t>(), .y = q.data<uint8_t>()});
+    return Var(Coded{q, x.coded()->grid});
+  }
   Tensor y(to, DType::f32, device);
   const Tensor index = x.tracked() ? Tensor(to, DType::i32, device) : Tensor();
   PoolArgs args;

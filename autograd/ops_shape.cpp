@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <cstring>
+
 #include "detent/autograd/op_support.h"
 
 namespace detent {
@@ -36,6 +39,14 @@ Window resolve(const Shape& x, const SliceSpec& spec) {
   return w;
 }
 
+// Ops that only move elements move codes where there are some.
+Tensor movable(const Var& x) { return x.coded() ? x.coded()->codes : x.dense(); }
+Var moved(const Var& x, Tensor y) { return x.coded() ? Var(Coded{std::move(y), x.coded()->grid}) : Var(std::move(y)); }
+
+bool share_grid(std::span<const Var> xs) {
+  return std::all_of(xs.begin(), xs.end(), [&](const Var& x) { return x.coded() && x.coded()->grid == xs[0].coded()->grid; });
+}
+
 }  // namespace
 
 Shape concat_shape(std::span<const Shape> xs, int axis) {
@@ -61,13 +72,14 @@ Var concat(std::span<const Var> xs, int axis) {
   const Shape shape = concat_shape(shapes, axis);
   const int at = ops::check_axis("concat", axis, shape.rank());
   const ops::Strides strides = ops::strides_of(shape);
-  Tensor y(shape, DType::f32, xs[0].device());
+  const bool codes = share_grid(xs);
+  Tensor y(shape, codes ? DType::u8 : DType::f32, xs[0].device());
   int64_t offset = 0;
   for (const Var& x : xs) {
-    ops::strided_copy(x.shape(), x.dense(), 0, ops::strides_of(x.shape()), y, offset, strides);
+    ops::strided_copy(x.shape(), codes ? x.coded()->codes : x.dense(), 0, ops::strides_of(x.shape()), y, offset, strides);
     offset += x.shape()[at] * strides.at[at];
   }
-  return Tape::record("concat", xs, Var(std::move(y)), [=](const Tensor& dy, GradSink& sink) {
+  return Tape::record("concat", xs, codes ? moved(xs[0], std::move(y)) : Var(std::move(y)), [=](const Tensor& dy, GradSink& sink) {
     int64_t from = 0;
     for (size_t i = 0; i < shapes.size(); ++i) {
       if (sink.needs(static_cast<int>(i))) {
@@ -85,9 +97,10 @@ Shape slice_shape(const Shape& x, const SliceSpec& spec) { return resolve(x, spe
 Var slice(const Var& x, const SliceSpec& spec) {
   const Device device = ops::check_args("slice", {{"x", x}});
   const Window w = resolve(x.shape(), spec);
-  Tensor y(w.shape, DType::f32, device);
-  ops::strided_copy(w.shape, x.dense(), w.offset, w.strides, y, 0, ops::strides_of(w.shape));
-  return Tape::record("slice", {x}, Var(std::move(y)), [w, shape = x.shape()](const Tensor& dy, GradSink& sink) {
+  const Tensor from = movable(x);
+  Tensor y(w.shape, from.dtype(), device);
+  ops::strided_copy(w.shape, from, w.offset, w.strides, y, 0, ops::strides_of(w.shape));
+  return Tape::record("slice", {x}, moved(x, std::move(y)), [w, shape = x.shape()](const Tensor& dy, GradSink& sink) {
     Tensor dx = Tensor::zeros(shape, DType::f32, dy.device());
     ops::strided_copy(w.shape, dy, 0, ops::strides_of(w.shape), dx, w.offset, w.strides);
     sink.add(0, std::move(dx));
@@ -133,9 +146,12 @@ Var pad(const Var& x, std::span<const int64_t> before, std::span<const int64_t> 
   const ops::Strides strides = ops::strides_of(outer);
   int64_t offset = 0;
   for (int i = 0; i < inner.rank(); ++i) offset += before[static_cast<size_t>(i)] * strides.at[i];
-  Tensor y = Tensor::full(outer, value, device);
-  ops::strided_copy(inner, x.dense(), 0, ops::strides_of(inner), y, offset, strides);
-  return Tape::record("pad", {x}, Var(std::move(y)), [=](const Tensor& dy, GradSink& sink) {
+  // The code of 0 is the zero point; only the host's memory is filled with bytes here.
+  const bool codes = x.coded() && value == 0.0f && device.type == DeviceType::cpu;
+  Tensor y = codes ? Tensor(outer, DType::u8, device) : Tensor::full(outer, value, device);
+  if (codes) std::memset(y.raw(), x.coded()->grid.zero_point, static_cast<size_t>(y.bytes()));
+  ops::strided_copy(inner, codes ? x.coded()->codes : x.dense(), 0, ops::strides_of(inner), y, offset, strides);
+  return Tape::record("pad", {x}, codes ? moved(x, std::move(y)) : Var(std::move(y)), [=](const Tensor& dy, GradSink& sink) {
     Tensor dx(inner, DType::f32, dy.device());
     ops::strided_copy(inner, dy, offset, strides, dx, 0, ops::strides_of(inner));
     sink.add(0, std::move(dx));
@@ -184,9 +200,10 @@ Var transpose(const Var& x, std::span<const int> permutation) {
   const ops::Strides own = ops::strides_of(from), out = ops::strides_of(to);
   ops::Strides walk;
   for (int i = 0; i < to.rank(); ++i) walk.at[i] = own.at[permutation[static_cast<size_t>(i)]];
-  Tensor y(to, DType::f32, device);
-  ops::strided_copy(to, x.dense(), 0, walk, y, 0, out);
-  return Tape::record("transpose", {x}, Var(std::move(y)), [=](const Tensor& dy, GradSink& sink) {
+  const Tensor source = movable(x);
+  Tensor y(to, source.dtype(), device);
+  ops::strided_copy(to, source, 0, walk, y, 0, out);
+  return Tape::record("transpose", {x}, moved(x, std::move(y)), [=](const Tensor& dy, GradSink& sink) {
     Tensor dx(from, DType::f32, dy.device());
     ops::strided_copy(to, dy, 0, out, dx, 0, walk);
     sink.add(0, std::move(dx));

@@ -1,5 +1,5 @@
-// Times every convolution of ResNet-50, MobileNetV2 (batch 16) and ResNet-20 (batch 128) in three directions, in GFLOP/s and as a share of the FMA peak,
-// and prints for each network and direction the share weighted by the time its layers take.
+// Times every convolution of ResNet-50, MobileNetV2 (batch 16) and ResNet-20 (batch 128) in three directions, and forward on integers, in GFLOP/s and as a share
+// of the FMA peak (integers: of their multiply-add peak), and prints for each network and direction the share weighted by the time its layers take.
 //   conv_bench [--threads=1,2] [--codes] [google-benchmark options]
 // The peak is measured at once before each layer, on as many threads, because a shared machine changes speed under way.
 #include <benchmark/benchmark.h>
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "detent/backends/cpu/fma_peak.h"
+#include "detent/backends/cpu/integer.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
 #include "detent/core/allocator.h"
@@ -26,8 +27,8 @@ namespace {
 
 using namespace detent;
 
-enum Direction { kForward, kForwardCodes, kBackwardData, kBackwardFilter };
-constexpr const char* kDirections[] = {"forward", "forward_codes", "backward_data", "backward_filter"};
+enum Direction { kForward, kForwardCodes, kBackwardData, kBackwardFilter, kInteger };
+constexpr const char* kDirections[] = {"forward", "forward_codes", "backward_data", "backward_filter", "integer"};
 
 struct Total {
   double seconds = 0.0, cpu_seconds = 0.0, peak_seconds = 0.0, cpu_peak_seconds = 0.0;
@@ -50,14 +51,14 @@ double cpu_seconds() {
 struct Peak {
   double wall = 0.0, cpu = 0.0;
 };
-Peak peak(int threads) {
+Peak peak(int threads, bool integer) {
   Peak best;
   for (int i = 0; i < 5; ++i) {
     const auto t = std::chrono::steady_clock::now();
     const double c = cpu_seconds();
     const int64_t chunks = 16 * threads;
     std::vector<double> each(static_cast<size_t>(chunks));
-    parallel_chunks(chunks, [&](int64_t k) { each[static_cast<size_t>(k)] = cpu::fma_burst(cpu::isa(), 100000); });
+    parallel_chunks(chunks, [&](int64_t k) { each[static_cast<size_t>(k)] = integer ? cpu::integer_burst(100000) : cpu::fma_burst(cpu::isa(), 100000); });
     double flop = 0.0;
     for (double f : each) flop += f;
     best.cpu = std::max(best.cpu, flop / (cpu_seconds() - c) * threads);
@@ -83,12 +84,18 @@ struct Buffer {
 
 struct Buffers {
   Buffer<float> x, w, y, dx, dw;
-  Buffer<uint8_t> codes;
+  Buffer<uint8_t> codes, y_codes, packed;
+  Buffer<int32_t> offset;
   explicit Buffers(const ConvGeometry& g)
-      : x(g.n * g.h * g.w * g.c), w(g.k * g.r * g.s * g.c / g.groups), y(g.n * g.oh * g.ow * g.k), dx(g.n * g.h * g.w * g.c), dw(g.k * g.r * g.s * g.c / g.groups), codes(g.n * g.h * g.w * g.c) {}
+      : x(g.n * g.h * g.w * g.c), w(g.k * g.r * g.s * g.c / g.groups), y(g.n * g.oh * g.ow * g.k), dx(g.n * g.h * g.w * g.c), dw(g.k * g.r * g.s * g.c / g.groups), codes(g.n * g.h * g.w * g.c),
+        y_codes(g.n * g.oh * g.ow * g.k), packed(cpu::integer_kernels().packed_bytes(g)), offset(g.k) {}
 };
 
 void call(Direction d, const ConvGeometry& g, Buffers& b) {
+  if (d == kInteger) {
+    // Any bytes are packed weights, any floats multipliers.
+    return cpu::integer_kernels().conv2d({g, b.codes.data(), 3, b.packed.data(), b.offset.data(), b.y.data(), {0.01f, 3, 0, 255}, {0, 255}, b.y_codes.data()});
+  }
   ConvInput input;
   if (d == kForwardCodes) {
     input.codes = b.codes.data();
@@ -112,7 +119,7 @@ void run(benchmark::State& state, const char* network, const bench::ConvShape& s
   const ConvGeometry g = bench::geometry_of(shape, batch);
   Buffers b(g);
   call(d, g, b);
-  const Peak limit = peak(threads);
+  const Peak limit = peak(threads, d == kInteger);
   double best = 1e30, best_cpu = 1e30;
   for (auto _ : state) {
     const auto t = std::chrono::steady_clock::now();
@@ -138,7 +145,7 @@ void run(benchmark::State& state, const char* network, const bench::ConvShape& s
 template <size_t N>
 void add(const char* network, const bench::ConvShape (&shapes)[N], int64_t batch, const std::vector<int>& threads, bool codes) {
   for (int t : threads) {
-    for (int d = kForward; d <= kBackwardFilter; ++d) {
+    for (int d = kForward; d <= kInteger; ++d) {
       if (d == kForwardCodes && !codes) continue;
       for (const bench::ConvShape& s : shapes) {
         if (d == kBackwardData && &s == shapes) continue;  // the first layer's input needs no gradient
@@ -184,7 +191,7 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   benchmark::RunSpecifiedBenchmarks();
   for (const auto& [name, t] : totals()) {
-    std::printf("summary %-40s %8.2f ms, %5.1f %% of the FMA peak, time-weighted (%5.1f %% by processor time)\n", name.c_str(), 1e3 * t.seconds, 100.0 * t.peak_seconds / t.seconds,
+    std::printf("summary %-40s %8.2f ms, %5.1f %% of the peak, time-weighted (%5.1f %% by processor time)\n", name.c_str(), 1e3 * t.seconds, 100.0 * t.peak_seconds / t.seconds,
                 100.0 * t.cpu_peak_seconds / t.cpu_seconds);
   }
 }

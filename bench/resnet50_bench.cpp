@@ -1,7 +1,7 @@
 // ResNet-50 at 224x224 on random images: images per second of evaluation and training, float and quantized. One JSON line with --json.
-//   resnet50_bench --mode eval|train|qat-train|qat-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 1] --json
+//   resnet50_bench --mode eval|train|qat-train|qat-eval|int8-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 1] --json
 // --record 1: forward and backward of a training step are recorded and replayed (a CUDA graph); the JSON line says how many steps were replays.
-// train: the unfolded network with batch norm in training mode. qat-*: folded, W8A8, learned ranges.
+// train: the unfolded network with batch norm in training mode. qat-*: folded, W8A8, learned ranges. int8-eval: that network by integer execution.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -63,7 +63,7 @@ Options parse(int argc, char** argv) {
     else if (a == "--threads") o.threads = static_cast<int>(number(a, v));
     else fail("unknown option ", a);
   }
-  DETENT_CHECK(o.mode == "eval" || o.mode == "train" || o.mode == "qat-train" || o.mode == "qat-eval", "--mode ", o.mode, ": give eval, train, qat-train or qat-eval");
+  DETENT_CHECK(o.mode == "eval" || o.mode == "train" || o.mode == "qat-train" || o.mode == "qat-eval" || o.mode == "int8-eval", "--mode ", o.mode, ": give eval, train, qat-train, qat-eval or int8-eval");
   return o;
 }
 
@@ -114,13 +114,14 @@ int run(const Options& o) {
   for (size_t i = 0; i < classes.size(); ++i) classes[i] = static_cast<int64_t>(i * 37 % 1000);
   const Tensor labels = Tensor::from<int64_t>({o.batch}, classes);
   std::unique_ptr<quant::QuantSim> sim;
-  if (o.mode.starts_with("qat")) {
+  if (o.mode.starts_with("qat") || o.mode == "int8-eval") {
     nn::fold_batch_norms(net);
     quant::QuantSimOptions options;
     options.scheme = quant::Scheme::range_learning_tf;
     if (!o.config.empty()) options.config = quant::default_config(o.config);
     sim = std::make_unique<quant::QuantSim>(net, options);
     sim->compute_encodings([&] { net(images); });
+    if (o.mode == "int8-eval") net.set_execution(nn::Graph::Execution::integer);
   }
   nn::Sgd sgd({.learning_rate = 1e-5f});
   nn::Trainer trainer(net, sgd, {.base = 1e-5f});

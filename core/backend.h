@@ -393,6 +393,8 @@ struct Kernels {
   void (*adam_step)(const AdamArgs&);
 };
 
+struct IntegerKernels;
+
 /// A device's memory and kernels.
 class Backend {
  public:
@@ -403,6 +405,8 @@ class Backend {
   virtual CachingAllocator& allocator() = 0;
   /// Also makes the device the calling thread's current one: use the table at once, not after that of another device.
   virtual const Kernels& kernels() const = 0;
+  /// Those of integer execution (core/integer_kernels.h), or null: the device has none.
+  virtual const IntegerKernels* integer_kernels() const { return nullptr; }
   virtual void copy(void* dst, Device dst_device, const void* src, Device src_device, size_t bytes) = 0;
   virtual void zero(void* dst, size_t bytes) = 0;
   virtual void synchronize() = 0;

@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "detent/core/error.h"
+#include "detent/autograd/ops_integer.h"
 #include "detent/nn/host_reads.h"
+#include "detent/nn/integer_plan.h"
 #include "detent/nn/plan.h"
 
 namespace detent::nn {
@@ -43,6 +45,7 @@ Value Graph::add(const std::string& name, std::unique_ptr<Module> module, std::v
   naming.parameter = [](Parameter&) {};
   naming.buffer = [](const std::string&, Tensor&) {};
   module->visit(name, naming);
+  integer_.reset();
   const Value out{value_count()};
   values_.push_back({name, shape, static_cast<int>(nodes_.size()), nullptr});
   nodes_.push_back({name, std::move(module), std::move(inputs), out, desc.op});
@@ -98,6 +101,7 @@ Value Graph::scores() const {
 }
 
 void Graph::remove_node(int node) {
+  integer_.reset();
   // The value of a removed node stays as an unreachable entry: ids of the others do not move.
   nodes_.erase(nodes_.begin() + node);
   for (ValueInfo& v : values_) {
@@ -140,6 +144,25 @@ void Graph::replace(int node, std::unique_ptr<Module> module) {
   module->visit(n.name, naming);
   n.op = module->describe().op;
   n.module = std::move(module);
+  integer_.reset();
+}
+
+void Graph::set_execution(Execution e) {
+  integer_.reset();
+  if (e == Execution::integer) {
+    DETENT_CHECK(device().type == DeviceType::cpu, "graph: integer execution runs on the cpu, the network is elsewhere; to(Device{}) brings it back");
+    integer_ = std::make_unique<IntegerPlan>(compile_integer_plan(*this));
+  }
+  execution_ = e;
+}
+
+std::vector<std::string> Graph::float_nodes() const {
+  std::vector<std::string> found;
+  for (const PlanStep& s : integer_ ? integer_->steps : std::vector<PlanStep>()) {
+    const Node& n = nodes_[static_cast<size_t>(s.head)];
+    if (!s.on_codes) found.push_back(text(n.name, " (", n.op, "): ", s.in_float));
+  }
+  return found;
 }
 
 bool Graph::training() const { return mode_ == Mode::automatic ? grad_enabled() : mode_ == Mode::training; }
@@ -159,9 +182,17 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
   DETENT_CHECK(inputs.size() == inputs_.size(), "graph: ", inputs.size(), " inputs given, ", inputs_.size(), " expected");
   const HostReads reads(transforms(), inputs.empty() ? Device{} : inputs[0].device());
   std::vector<Var> vars(values_.size());
+  const bool integer = execution_ == Execution::integer;
+  if (integer) {
+    DETENT_CHECK(integer_, "graph: the network was edited since set_execution(integer); call it again");
+    DETENT_CHECK(!grad_enabled(), "graph: integer execution has no gradients; set_execution(planned) to train");
+    integer_->require_current(*this);
+  }
   const auto place = [&](Value v, const Var& x) {
     const ValueInfo& info = values_[static_cast<size_t>(v.id)];
-    Var y = info.transform ? info.transform->apply(context, x) : x;
+    const bool codes = integer && integer_->grids[static_cast<size_t>(v.id)];
+    Var y = codes ? to_codes(x, *integer_->grids[static_cast<size_t>(v.id)]) : info.transform ? info.transform->apply(context, x) : x;
+    if (codes && info.transform) y.set_grids(*info.transform->active_grids());
     if (tap_) tap_(v, x, y);
     return y;
   };
@@ -173,14 +204,14 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
     DETENT_CHECK(fits, "graph: input \"", info.name, "\" is ", s, ", expected ", info.shape, " with any batch size of at least 1");
     vars[static_cast<size_t>(inputs_[i].id)] = place(inputs_[i], inputs[i]);
   }
-  // A tap sees every value, so nothing may be fused under it.
-  const bool planned = execution_ == Execution::planned && !tap_;
-  std::vector<PlanStep> steps;
-  if (planned) {
-    steps = compile_plan(*this);
-  } else {
-    for (size_t i = 0; i < nodes_.size(); ++i) steps.push_back({.head = static_cast<int>(i), .norm = -1, .addend = {}, .output = nodes_[i].output});
+  // A tap sees every value, so nothing may be fused under it; integers have no values inside a step to show.
+  const bool planned = integer || (execution_ == Execution::planned && !tap_);
+  std::vector<PlanStep> compiled;
+  if (planned && !integer) compiled = compile_plan(*this);
+  if (!planned) {
+    for (size_t i = 0; i < nodes_.size(); ++i) compiled.push_back({.head = static_cast<int>(i), .norm = -1, .addend = {}, .output = nodes_[i].output});
   }
+  const std::vector<PlanStep>& steps = integer ? integer_->steps : compiled;
   std::vector<int> uses(values_.size(), 0);
   for (const PlanStep& s : steps) {
     for (const Value v : step_inputs(*this, s)) ++uses[static_cast<size_t>(v.id)];
@@ -199,6 +230,12 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
     Var y;
     if (planned) {
       y = run_step(*this, s, context, in);
+      if (integer && tap_) {
+        // Shown on the quantizer's own grid: bytes may be shifted.
+        Var shown = y;
+        if (const std::optional<Grid>& own = integer_->prepared[static_cast<size_t>(s.output.id)]) shown.set_grids({*own});
+        tap_(s.output, shown, shown);
+      }
     } else {
       Var x = n.module->forward(context, in);
       if (n.module->preserves_grid()) x.inherit_grids(in[0]);

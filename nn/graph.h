@@ -22,6 +22,8 @@ struct Value {
 /// Batch norm's mode: automatic = training while a Tape is active on this thread.
 enum class Mode : uint8_t { automatic, training, evaluation };
 
+struct IntegerPlan;
+
 class Graph {
  public:
   struct Node {
@@ -78,9 +80,15 @@ class Graph {
   /// Puts another module in a node's place; inputs unchanged. Throws Error when the output shape would change.
   void replace(int node, std::unique_ptr<Module> module);
 
-  /// Off: every node runs by itself, the reference of the Plan (nn/plan.h).
-  enum class Execution : uint8_t { planned, node_by_node };
-  void set_execution(Execution e) { execution_ = e; }
+  /// node_by_node: every node runs by itself, the reference of the Plan (nn/plan.h). integer: as an integer target runs it, on the cpu: values on 8-bit grids
+  /// travel as codes, layers multiply codes, with ONNX Runtime's arithmetic; a value that quantization leaves alone is float at its node (float_nodes()).
+  enum class Execution : uint8_t { planned, node_by_node, integer };
+  /// For `integer` the weights are prepared here: call it again when weights or ranges have changed. Throws Error when a quantizer has no range, a grid has
+  /// more than 256 codes, no value is on a grid, or the network is not on the cpu.
+  void set_execution(Execution e);
+  Execution execution() const { return execution_; }
+  /// Under integer execution: "NODE (OP): why" for each node that runs in float.
+  std::vector<std::string> float_nodes() const;
 
   void set_mode(Mode mode) { mode_ = mode; }
   Mode mode() const { return mode_; }
@@ -116,6 +124,7 @@ class Graph {
   std::vector<Value> inputs_, outputs_;
   Mode mode_ = Mode::automatic;
   Execution execution_ = Execution::planned;
+  std::unique_ptr<IntegerPlan> integer_;  // null: not prepared, or the graph was edited since
   Tap tap_;
 };
 

@@ -31,6 +31,10 @@ class Transform {
     (void)elements, (void)device;
     return std::nullopt;
   }
+  /// The grids that apply() puts values on as things are, one or one per channel; null: it puts them on none.
+  virtual const std::vector<Grid>* active_grids() { return nullptr; }
+  /// Why there are none though there should be (not calibrated, switched off), or "".
+  virtual std::string missing_grids() const { return {}; }
   /// Why the network cannot be judged or trained now (calibration is under way), or "".
   virtual std::string not_ready() const { return {}; }
   /// Tensors of a few values that apply() reads on the host. A graph on a GPU reads those of all its transforms at once, as each read waits for the device...

@@ -1,5 +1,6 @@
 #include "detent/nn/plan.h"
 
+#include "detent/autograd/ops_integer.h"
 #include "detent/nn/layers.h"
 #include "detent/nn/passes/fold_math.h"
 
@@ -165,7 +166,9 @@ std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step) {
   return in;
 }
 
-Var run_step(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs) {
+namespace {
+
+Var run_in_float(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs) {
   Graph::Node& head = g.nodes()[static_cast<size_t>(s.head)];
   const Graph::ValueInfo& out = g.value(s.output);
   std::optional<GridTarget> target;
@@ -186,8 +189,17 @@ Var run_step(Graph& g, const PlanStep& s, const Context& context, std::span<cons
     y = head.module->forward(context, inputs);
     if (head.module->preserves_grid()) y.inherit_grids(inputs[0]);
   }
-  if (!out.transform || y.coded()) return y;
+  // Codes may be of the target's grid already, or of the input's where elements only moved.
+  if (!out.transform || (y.coded() && to && y.coded()->grid == to->grid)) return y;
   return out.transform->apply(context, y);
+}
+
+}  // namespace
+
+Var run_step(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs) {
+  if (s.on_codes) return s.on_codes(g, context, inputs);
+  Var y = run_in_float(g, s, context, inputs);
+  return s.codes ? to_codes(y, *s.codes) : y;
 }
 
 }  // namespace detent::nn

@@ -2,6 +2,9 @@
 // conv/dense + batch norm + add + clamp + quantize, batch norm + clamp, add + clamp + quantize. Compiled anew whenever the Graph or its transforms changed.
 #pragma once
 
+#include <functional>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "detent/nn/graph.h"
@@ -14,6 +17,10 @@ struct PlanStep {
   Value addend;                  ///< valid: what an Add behind a convolution adds to it; computed by an earlier step
   float clamp_min = -kInfinity, clamp_max = kInfinity;
   Value output;                  ///< the value that the chain's last node computes
+  /// Integer execution (nn/integer_plan.h): computes the step on codes; null: in float, and `in_float` says why.
+  std::function<Var(Graph&, const Context&, std::span<const Var>)> on_codes = nullptr;
+  std::string in_float = {};
+  std::optional<Grid> codes = std::nullopt;  ///< ... and then goes on as codes of this grid
 };
 
 /// Chains are cut at values that others read, that are outputs or that carry a transform.

@@ -384,6 +384,17 @@ std::optional<GridTarget> Quantizer::grid_target(int64_t elements, Device device
   return t;
 }
 
+const std::vector<Grid>* Quantizer::active_grids() {
+  const bool acts = state_ == QuantizerState::frozen || state_ == QuantizerState::learning;
+  return acts && !is_float() ? &grids() : nullptr;
+}
+
+std::string Quantizer::missing_grids() const {
+  if (is_float() || state_ == QuantizerState::frozen || state_ == QuantizerState::learning) return {};
+  if (state_ == QuantizerState::observing) return not_ready();
+  return text("quantizer \"", name_, calibrated() ? "\" is off; enable() it" : "\" has no range; run compute_encodings, or load its encoding");
+}
+
 void Quantizer::visit(const std::string&, nn::Visitor& visitor) {
   if (state_ == QuantizerState::learning && visitor.parameter) {
     visitor.parameter(min_);

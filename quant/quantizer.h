@@ -46,6 +46,8 @@ class Quantizer final : public nn::Transform {
   std::string not_ready() const override;
   /// Per tensor, within a byte, frozen or learning; under RangeRule::aimet nothing, as its gradients are exact.
   std::optional<GridTarget> grid_target(int64_t elements, Device device) override;
+  const std::vector<Grid>* active_grids() override;
+  std::string missing_grids() const override;
   std::vector<Tensor> host_reads() override;
   void deliver(std::span<const float> values) override { delivered_.assign(values.begin(), values.end()); }
   /// The learned bounds "NAME.min" and "NAME.max", while learning.

@@ -60,13 +60,17 @@ class Slots {
 };
 
 /// Where the rows of a Gather are: input row `first_row` (of n * in_h) starts at base; each row holds left + in_w + right pixels.
-struct InputView {
-  const float* base = nullptr;
+template <class T>
+struct InputViewOf {
+  const T* base = nullptr;
   int64_t first_row = 0, pitch = 0, left = 0, right = 0;
 };
+using InputView = InputViewOf<float>;
 
 /// Table entries of positions [p0, p1): rows[t * row_stride + p - p0]; kTilePad more are set to `zero`. out[p - p0] (unless null) is the output position.
-void fill_rows(const Gather& g, const InputView& x, int64_t p0, int64_t p1, const float* zero, const float** rows, int64_t row_stride, int64_t* out);
+/// T: float or uint8_t.
+template <class T>
+void fill_rows(const Gather& g, const InputViewOf<T>& x, int64_t p0, int64_t p1, const T* zero, const T** rows, int64_t row_stride, int64_t* out);
 
 /// The input rows that positions [p0, p1) need: [first, last) of n * in_h.
 struct RowRange {

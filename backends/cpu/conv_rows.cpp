@@ -40,7 +40,8 @@ namespace {
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 // Entries of one tap for grid columns [x0, x1) of one grid row.
-void fill_run(const Gather& g, const InputView& v, int64_t image, int64_t iy, int64_t dw, int64_t x0, int64_t x1, const float* zero, const float** rows) {
+template <class T>
+void fill_run(const Gather& g, const InputViewOf<T>& v, int64_t image, int64_t iy, int64_t dw, int64_t x0, int64_t x1, const T* zero, const T** rows) {
   if (iy < 0 || iy >= g.in_h) {
     for (int64_t x = x0; x < x1; ++x) *rows++ = zero;
     return;
@@ -50,7 +51,7 @@ void fill_run(const Gather& g, const InputView& v, int64_t image, int64_t iy, in
   const int64_t hi = std::clamp(floor_div(g.in_w + v.right - 1 - dw, g.step_w) + 1, lo, x1);
   for (int64_t x = x0; x < lo; ++x) *rows++ = zero;
   const int64_t step = g.step_w * g.in_c;
-  const float* p = v.base + (image * g.in_h + iy - v.first_row) * v.pitch + (lo * g.step_w + dw + v.left) * g.in_c;
+  const T* p = v.base + (image * g.in_h + iy - v.first_row) * v.pitch + (lo * g.step_w + dw + v.left) * g.in_c;
   for (int64_t i = 0; i < hi - lo; ++i) rows[i] = p + i * step;
   rows += hi - lo;
   for (int64_t x = hi; x < x1; ++x) *rows++ = zero;
@@ -58,7 +59,8 @@ void fill_run(const Gather& g, const InputView& v, int64_t image, int64_t iy, in
 
 }  // namespace
 
-void fill_rows(const Gather& g, const InputView& v, int64_t p0, int64_t p1, const float* zero, const float** rows, int64_t row_stride, int64_t* out) {
+template <class T>
+void fill_rows(const Gather& g, const InputViewOf<T>& v, int64_t p0, int64_t p1, const T* zero, const T** rows, int64_t row_stride, int64_t* out) {
   int64_t at = 0;
   for (int64_t p = p0; p < p1;) {
     const int64_t x0 = p % g.grid_w, line = p / g.grid_w, y = line % g.grid_h, image = line / g.grid_h;
@@ -76,6 +78,9 @@ void fill_rows(const Gather& g, const InputView& v, int64_t p0, int64_t p1, cons
   }
   for (int64_t t = 0; t < g.taps.count(); ++t) std::fill_n(rows + t * row_stride + at, kTilePad, zero);
 }
+
+template void fill_rows(const Gather&, const InputViewOf<float>&, int64_t, int64_t, const float*, const float**, int64_t, int64_t*);
+template void fill_rows(const Gather&, const InputViewOf<uint8_t>&, int64_t, int64_t, const uint8_t*, const uint8_t**, int64_t, int64_t*);
 
 RowRange rows_needed(const Gather& g, int64_t p0, int64_t p1) {
   const int64_t line0 = p0 / g.grid_w, line1 = (p1 - 1) / g.grid_w;

@@ -17,29 +17,48 @@ Isa best_isa() {
   return Isa::scalar;
 }
 
-Isa choose_isa() {
+bool vnni_beside_avx512() {
+#if defined(__x86_64__)
+  return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+// VNNI only multiplies integers: the other kernels are AVX-512's with or without it.
+struct Choice {
+  Isa isa;
+  bool vnni;
+};
+
+Choice choose_isa() {
   const Isa best = best_isa();
+  const bool vnni = vnni_beside_avx512();
   const char* asked = std::getenv("DETENT_ISA");
-  if (!asked || !*asked) return best;
-  constexpr std::string_view names[] = {"scalar", "avx2", "avx512"};
-  for (int i = 0; i < 3; ++i) {
+  if (!asked || !*asked) return {best, vnni};
+  constexpr std::string_view names[] = {"scalar", "avx2", "avx512", "avx512_vnni"};
+  const int most = static_cast<int>(best) + (vnni ? 1 : 0);
+  for (int i = 0; i < 4; ++i) {
     if (asked != names[i]) continue;
-    DETENT_CHECK(i <= static_cast<int>(best), "DETENT_ISA=", asked, ": this processor has only ", names[static_cast<int>(best)], "; unset it");
-    return static_cast<Isa>(i);
+    DETENT_CHECK(i <= most, "DETENT_ISA=", asked, ": this processor has only ", names[most], "; unset it");
+    return i == 3 ? Choice{Isa::avx512, true} : Choice{static_cast<Isa>(i), false};
   }
-  fail("DETENT_ISA=", asked, ": not one of scalar, avx2, avx512");
+  fail("DETENT_ISA=", asked, ": not one of scalar, avx2, avx512, avx512_vnni");
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose_isa();
+  return chosen;
 }
 
 }  // namespace
 
-Isa isa() {
-  static const Isa chosen = choose_isa();
-  return chosen;
-}
+Isa isa() { return choice().isa; }
+bool has_vnni() { return choice().vnni; }
 
 const char* isa_name() {
-  constexpr const char* names[] = {"cpu, scalar", "cpu, AVX2+FMA", "cpu, AVX-512"};
-  return names[static_cast<int>(isa())];
+  constexpr const char* names[] = {"cpu, scalar", "cpu, AVX2+FMA", "cpu, AVX-512", "cpu, AVX-512 VNNI"};
+  return names[static_cast<int>(isa()) + (has_vnni() ? 1 : 0)];
 }
 
 }  // namespace detent::cpu

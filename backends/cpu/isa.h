@@ -1,4 +1,4 @@
-// Which instruction set the CPU kernels use: the best the processor has, or what DETENT_ISA=scalar|avx2|avx512 asks for (never more than it has).
+// Which instruction set the CPU kernels use: the best the processor has, or what DETENT_ISA=scalar|avx2|avx512|avx512_vnni asks for (never more than it has).
 #pragma once
 
 namespace detent::cpu {
@@ -7,6 +7,8 @@ enum class Isa : unsigned char { scalar, avx2, avx512 };
 
 /// Decided once, at first use. Throws Error when DETENT_ISA names no instruction set or one that the processor lacks.
 Isa isa();
+/// Besides AVX-512: VNNI, which integer convolutions use. DETENT_ISA=avx512 leaves it out.
+bool has_vnni();
 const char* isa_name();
 
 }  // namespace detent::cpu

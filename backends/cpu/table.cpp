@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "detent/backends/cpu/integer.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
 
@@ -50,6 +51,7 @@ class CpuBackend final : public Backend {
  public:
   CachingAllocator& allocator() override { return host_allocator(); }
   const Kernels& kernels() const override { return kTable; }
+  const IntegerKernels* integer_kernels() const override { return &cpu::integer_kernels(); }
   void copy(void* dst, Device, const void* src, Device, size_t bytes) override {
     if (bytes) std::memcpy(dst, src, bytes);
   }

@@ -33,11 +33,7 @@ DETENT_HD EpilogueResult finish(const Epilogue& e, float v) {
   return r;
 }
 
-/// The clamp as codes.
-struct CodeRange {
-  int32_t lo = 0, hi = 0;
-};
-DETENT_HD CodeRange code_range(const Epilogue& e) { return {quantize(e.clamp_min, e.grid), quantize(e.clamp_max, e.grid)}; }
+DETENT_HD CodeRange code_range(const Epilogue& e) { return code_range(e.clamp_min, e.clamp_max, e.grid); }
 
 /// acc: the int32 sum with its bias.
 DETENT_HD EpilogueResult finish_integer(const Epilogue& e, const CodeRange& range, int32_t acc, const AccumulatorScale& s) {

@@ -1,4 +1,4 @@
-// The epilogue of an integer convolution, as ONNX Runtime's QLinearConv has it: int32 sum, one float multiplication, round half to even, clamp.
+// Integer execution as ONNX Runtime has it. QLinearConv, QGemm: int32 sum, one float multiplication, round half to even, clamp. QLinearAdd, pools: below.
 // The order of operations is part of the result. Compile as quant_math.h. Pure functions: thread-safe.
 #pragma once
 
@@ -35,6 +35,29 @@ DETENT_HD int32_t requantize(int32_t acc, float multiplier, const Grid& g) {
   const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
   return static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
 }
+
+/// The codes that a clamp of values leaves: ReLU is lo = z.
+struct CodeRange {
+  int32_t lo = 0, hi = 255;
+};
+DETENT_HD CodeRange code_range(float clamp_min, float clamp_max, const Grid& g) { return {quantize(clamp_min, g), quantize(clamp_max, g)}; }
+
+/// QLinearAdd: q_c = clamp(rint(fma(q_a, ra, fma(q_b, rb, k)))), k = z_c - fma(ra, z_a, rb * z_b). b comes first; any other order differs in the last bit.
+struct IntegerAdd {
+  float ra = 1.0f, rb = 1.0f, k = 0.0f;
+};
+DETENT_HD IntegerAdd integer_add(const Grid& a, const Grid& b, const Grid& c) {
+  const float ra = a.scale / c.scale, rb = b.scale / c.scale;
+  return {ra, rb, static_cast<float>(c.zero_point) - fmaf(ra, static_cast<float>(a.zero_point), rb * static_cast<float>(b.zero_point))};
+}
+DETENT_HD int32_t add_codes(int32_t qa, int32_t qb, const IntegerAdd& f, const CodeRange& range) {
+  const float v = rintf(fmaf(static_cast<float>(qa), f.ra, fmaf(static_cast<float>(qb), f.rb, f.k)));
+  const float lo = static_cast<float>(range.lo), hi = static_cast<float>(range.hi);
+  return static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
+}
+
+/// QLinearGlobalAveragePool: q_y = requantize(sum of (q_x - z_x), average_multiplier).
+DETENT_HD float average_multiplier(float input_scale, float output_scale, int64_t pixels) { return input_scale / (output_scale * static_cast<float>(pixels)); }
 
 /// residual_byte for v = acc * scale.value, whose place on the output grid is t = acc * scale.multiplier; v is inside the clamp.
 DETENT_HD int8_t residual_byte_at(float t, float v, const Grid& g, bool on_value) {

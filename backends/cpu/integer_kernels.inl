@@ -1,0 +1,91 @@
+// The integer convolution's micro-kernel, written once over a vector type. Included by one translation unit per instruction set, inside that unit's own
+// namespace and after its Vec; everything is static, so no code leaks between units.
+
+#if defined(__clang__)
+#define DETENT_UNROLL _Pragma("unroll")
+#else
+#define DETENT_UNROLL _Pragma("GCC unroll 32")
+#endif
+#define DETENT_INLINE static __attribute__((always_inline)) inline
+
+using I = Vec::I;
+constexpr int kV = Vec::n;
+
+DETENT_INLINE int32_t word_at(const uint8_t* p) {
+  int32_t w;
+  __builtin_memcpy(&w, p, 4);
+  return w;
+}
+
+template <int NV, int P>
+DETENT_INLINE void step(I (&acc)[P][NV], const uint8_t* const (&x)[P], int64_t i, const int8_t* w) {
+  Vec::Weights b[NV];
+  DETENT_UNROLL
+  for (int j = 0; j < NV; ++j) b[j] = Vec::weights(w + 4 * j * kV);
+  DETENT_UNROLL
+  for (int p = 0; p < P; ++p) {
+    const Vec::Codes a = Vec::codes(word_at(x[p] + 4 * i));
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) acc[p][j] = Vec::dot(acc[p][j], a, b[j]);
+  }
+}
+
+template <int NV, int P>
+static void tile(const IntegerTile& a) {
+  constexpr int64_t kBytes = NV * kV * 4;
+  const IntegerTarget& e = *a.target;
+  for (int64_t p0 = 0; p0 < a.pixels; p0 += P) {
+    const int64_t np = a.pixels - p0 < P ? a.pixels - p0 : P;
+    I acc[P][NV];
+    DETENT_UNROLL
+    for (int p = 0; p < P; ++p) {
+      DETENT_UNROLL
+      for (int j = 0; j < NV; ++j) acc[p][j] = Vec::zero();
+    }
+    const int8_t* w = a.w;
+    for (int64_t t = 0; t < a.taps; ++t) {
+      const uint8_t* x[P];
+      DETENT_UNROLL
+      for (int p = 0; p < P; ++p) x[p] = a.rows[t * a.row_stride + p0 + p] + a.x_offset;
+      int64_t i = 0;
+      for (; i + 2 <= a.words; i += 2, w += 2 * kBytes) {
+        step<NV, P>(acc, x, i, w);
+        step<NV, P>(acc, x, i + 1, w + kBytes);
+      }
+      for (; i < a.words; ++i, w += kBytes) step<NV, P>(acc, x, i, w);
+    }
+    DETENT_UNROLL
+    for (int p = 0; p < P; ++p) {
+      if (p >= np) break;
+      uint8_t* const y = e.y + a.out[p0 + p] * e.channels + a.k0;
+      DETENT_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        const int64_t left = a.channels - j * kV;
+        if (left <= 0) break;
+        Vec::requantize(acc[p][j], e, a.k0 + j * kV, y + j * kV, left < kV ? static_cast<int>(left) : kV);
+      }
+    }
+  }
+}
+
+static int32_t burst(int64_t rounds) {
+  constexpr int kChains = 12;
+  I acc[kChains];
+  DETENT_UNROLL
+  for (int i = 0; i < kChains; ++i) acc[i] = Vec::zero();
+  alignas(64) int8_t w[4 * kV];
+  for (int i = 0; i < 4 * kV; ++i) w[i] = static_cast<int8_t>(i);
+  const Vec::Weights b = Vec::weights(w);
+  const Vec::Codes a = Vec::codes(static_cast<int32_t>(rounds));
+  for (int64_t r = 0; r < rounds; ++r) {
+    DETENT_UNROLL
+    for (int i = 0; i < kChains; ++i) {
+      acc[i] = Vec::dot(acc[i], a, b);
+      // Or the compiler would see that all chains are one.
+      asm volatile("" : "+v"(acc[i]));
+    }
+  }
+  DETENT_UNROLL
+  for (int i = 1; i < kChains; ++i) acc[0] = Vec::add(acc[0], acc[i]);
+  return Vec::first(acc[0]);
+}

@@ -1,0 +1,186 @@
+#include "detent/nn/integer_plan.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "detent/autograd/ops_integer.h"
+#include "detent/nn/layers.h"
+
+namespace detent::nn {
+namespace {
+
+using Work = std::function<Var(Graph&, const Context&, std::span<const Var>)>;
+using Table = std::array<uint8_t, 256>;
+
+// The grid that a transform puts its value on, where the value can travel as codes.
+std::optional<Grid> grid_now(const Graph::ValueInfo& v) {
+  const std::vector<Grid>* grids = v.transform ? v.transform->active_grids() : nullptr;
+  return grids && grids->size() == 1 ? std::optional(grids->front()) : std::nullopt;
+}
+
+void check_quantizers(Graph& g) {
+  std::string problems;
+  const auto look = [&](const std::string& name, Transform* t, bool activation) {
+    if (!t) return;
+    std::string problem = t->missing_grids();
+    const std::vector<Grid>* grids = problem.empty() ? t->active_grids() : nullptr;
+    for (const Grid& grid : grids ? *grids : std::vector<Grid>()) {
+      if (fits_byte(grid)) continue;
+      problem = text(activation ? "value \"" : "parameter \"", name, "\" lies on a grid of codes ", grid.qmin, "..", grid.qmax, ", and a code is a byte; quantize it to 8 bits or leave it in float");
+      break;
+    }
+    if (!problem.empty()) problems += "\n  " + problem;
+  };
+  for (int i = 0; i < g.value_count(); ++i) look(g.value({i}).name, g.value({i}).transform.get(), true);
+  Visitor v;
+  v.parameter = [&](Parameter& p) { look(p.name, p.transform.get(), false); };
+  g.visit(v, false);
+  DETENT_CHECK(problems.empty(), "integer execution is not possible:", problems);
+}
+
+class Compiler {
+ public:
+  explicit Compiler(Graph& g) : g_(g) { plan_.grids.resize(static_cast<size_t>(g.value_count())); }
+
+  IntegerPlan run() {
+    check_quantizers(g_);
+    for (int i = 0; i < g_.value_count(); ++i) plan_.prepared.push_back(grid_now(g_.value({i})));
+    for (const Value v : g_.inputs()) grid(v) = grid_now(g_.value(v));
+    plan_.steps = compile_plan(g_);
+    bool any = false;
+    for (PlanStep& s : plan_.steps) {
+      target_ = grid_now(g_.value(s.output));
+      if (target_) target_ = byte_grid(*target_);
+      s.on_codes = work(s);
+      if (!s.on_codes) s.in_float = why_;
+      s.codes = target_;
+      if (!target_ && s.on_codes) s.codes = grid(node(s).inputs[0]);
+      grid(s.output) = s.codes;
+      any = any || s.on_codes;
+    }
+    DETENT_CHECK(any, "integer execution: every node would run in float; quantize and calibrate the network first (QuantSim::compute_encodings). First node: \"",
+                 plan_.steps.empty() ? std::string() : node(plan_.steps[0]).name, "\": ", plan_.steps.empty() ? std::string("there is none") : plan_.steps[0].in_float);
+    return std::move(plan_);
+  }
+
+ private:
+  const Graph::Node& node(const PlanStep& s) const { return g_.nodes()[static_cast<size_t>(s.head)]; }
+  std::optional<Grid>& grid(Value v) { return plan_.grids[static_cast<size_t>(v.id)]; }
+  Work refuse(std::string why) {
+    why_ = std::move(why);
+    return nullptr;
+  }
+
+  Work work(const PlanStep& s) {
+    const Graph::Node& n = node(s);
+    for (const Value v : n.inputs) {
+      if (!grid(v)) return refuse(text("its input \"", g_.value(v).name, "\" lies on no grid"));
+      grid(v) = byte_grid(*grid(v));
+    }
+    if (n.module->preserves_grid()) return move(s);
+    if (!target_) return refuse("its result lies on no grid");
+    if (n.op == "Conv" || n.op == "Gemm") return layer(s);
+    if (const auto* a = dynamic_cast<const Activation*>(n.module.get())) return table(s, *a);
+    if (n.op == "Add" && n.inputs.size() == 2 && g_.value(n.inputs[0]).shape == g_.value(n.inputs[1]).shape) return addition(s);
+    if (n.op == "GlobalAveragePool" || covers_input(n)) return average(s);
+    if (n.op == "Concat") return concatenation(s);
+    return refuse("there is no integer kernel for it");
+  }
+
+  Work layer(const PlanStep& s) {
+    const Graph::Node& n = node(s);
+    if (s.norm >= 0) return refuse(text("the batch norm \"", g_.nodes()[static_cast<size_t>(s.norm)].name, "\" is not folded"));
+    if (s.addend.id >= 0) return refuse(text("its result goes unrounded into the addition \"", g_.value(s.output).name, "\""));
+    auto* conv = dynamic_cast<Conv2d*>(n.module.get());
+    auto* dense = dynamic_cast<Dense*>(n.module.get());
+    Parameter &weight = conv ? conv->weight : dense->weight, &bias = conv ? conv->bias : dense->bias;
+    const std::vector<Grid>* grids = weight.transform ? weight.transform->active_grids() : nullptr;
+    if (!grids) return refuse("its weights lie on no grid");
+    FilterSource source{.w = weight.var({}).dense(), .w_grids = *grids, .bias = bias.value.defined() ? bias.var({}).dense() : Tensor(), .spec = conv ? conv->options().spec : Conv2dSpec(), .input = *grid(n.inputs[0]), .output = *target_};
+    source.spec.clamp_min = s.clamp_min;
+    source.spec.clamp_max = s.clamp_max;
+    if (std::string why = refusal(source); !why.empty()) return refuse(std::move(why));
+    return [filter = prepare_filter(source)](Graph&, const Context&, std::span<const Var> in) { return conv2d_integer(to_codes(in[0], filter.input), filter); };
+  }
+
+  Work addition(const PlanStep& s) {
+    const Grid a = *grid(node(s).inputs[0]), b = *grid(node(s).inputs[1]), to = *target_;
+    return [a, b, to, lo = s.clamp_min, hi = s.clamp_max](Graph&, const Context&, std::span<const Var> in) { return add_integer(to_codes(in[0], a), to_codes(in[1], b), lo, hi, to); };
+  }
+
+  Work average(const PlanStep& s) {
+    return [from = *grid(node(s).inputs[0]), to = *target_](Graph&, const Context&, std::span<const Var> in) { return global_average_pool_integer(to_codes(in[0], from), to); };
+  }
+
+  // A function of one value is a table; its entries are what the float path gives for each code.
+  Work table(const PlanStep& s, const Activation& activation) {
+    const Grid from = *grid(node(s).inputs[0]), to = *target_;
+    Tensor x(Shape{256});
+    for (int32_t q = 0; q < 256; ++q) x.data<float>()[q] = dequantize(std::clamp(q, from.qmin, from.qmax), from);
+    const Tensor y = pointwise(Var(x), activation.op()).dense();
+    Table entries{};
+    for (size_t q = 0; q < 256; ++q) entries[q] = static_cast<uint8_t>(quantize(y.data<float>()[q], to));
+    return [from, to, entries](Graph&, const Context&, std::span<const Var> in) { return regrid_codes(to_codes(in[0], from), entries, to); };
+  }
+
+  static Table regrid_table(const Grid& from, const Grid& to) {
+    Table entries{};
+    for (int32_t q = 0; q < 256; ++q) entries[static_cast<size_t>(q)] = static_cast<uint8_t>(regrid(std::clamp(q, from.qmin, from.qmax), from, to));
+    return entries;
+  }
+
+  // Elements that only move keep their codes; a quantizer of their own regrids them.
+  Work move(const PlanStep& s) {
+    const Grid from = *grid(node(s).inputs[0]), to = target_.value_or(from);
+    return [head = s.head, from, to, entries = regrid_table(from, to)](Graph& g, const Context& context, std::span<const Var> in) {
+      const Var x = to_codes(in[0], from);
+      const Var y = to_codes(g.nodes()[static_cast<size_t>(head)].module->forward(context, {&x, 1}), from);
+      return from == to ? y : regrid_codes(y, entries, to);
+    };
+  }
+
+  Work concatenation(const PlanStep& s) {
+    const Grid to = *target_;
+    std::vector<Grid> from;
+    std::vector<Table> tables;
+    for (const Value v : node(s).inputs) {
+      from.push_back(*grid(v));
+      tables.push_back(regrid_table(from.back(), to));
+    }
+    return [head = s.head, from, to, tables](Graph& g, const Context& context, std::span<const Var> in) {
+      std::vector<Var> codes;
+      for (size_t i = 0; i < in.size(); ++i) {
+        const Var x = to_codes(in[i], from[i]);
+        codes.push_back(from[i] == to ? x : regrid_codes(x, tables[i], to));
+      }
+      return g.nodes()[static_cast<size_t>(head)].module->forward(context, codes);
+    };
+  }
+
+  // An average pool over its whole input is exported as a global one.
+  bool covers_input(const Graph::Node& n) const {
+    const auto* pool = dynamic_cast<const AveragePool*>(n.module.get());
+    if (!pool) return false;
+    const Shape& x = g_.value(n.inputs[0]).shape;
+    return pool->spec().kernel[0] == x[1] && pool->spec().kernel[1] == x[2] && pool->spec().padding == Padding2d{};
+  }
+
+  Graph& g_;
+  IntegerPlan plan_;
+  std::optional<Grid> target_;
+  std::string why_;
+};
+
+}  // namespace
+
+void IntegerPlan::require_current(const Graph& g) const {
+  for (int i = 0; i < g.value_count(); ++i) {
+    DETENT_CHECK(grid_now(g.value({i})) == prepared[static_cast<size_t>(i)], "graph: the quantizer of \"", g.value({i}).name,
+                 "\" has another range or state than set_execution(integer) prepared for; call it again");
+  }
+}
+
+IntegerPlan compile_integer_plan(Graph& graph) { return Compiler(graph).run(); }
+
+}  // namespace detent::nn

@@ -1,0 +1,24 @@
+// IntegerPlan: the Plan of a Graph with its steps prepared to run on codes: weights as packed integers, scales and biases of the grids as they are now.
+// Values on a per-tensor grid of at most 256 codes travel as bytes. What quantization leaves in float runs as in the Plan, from decoded inputs.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "detent/nn/plan.h"
+
+namespace detent::nn {
+
+struct IntegerPlan {
+  std::vector<PlanStep> steps;
+  std::vector<std::optional<Grid>> grids;     ///< by value: the grid it travels on as codes
+  std::vector<std::optional<Grid>> prepared;  ///< by value: that of its quantizer
+
+  /// Throws Error when a quantizer no longer puts its value on the grid that was prepared for.
+  void require_current(const Graph& graph) const;
+};
+
+/// Throws Error as Graph::set_execution says.
+IntegerPlan compile_integer_plan(Graph& graph);
+
+}  // namespace detent::nn
