@@ -32,19 +32,26 @@ struct Vec {
   DETENT_VEC I dot(I acc, const Codes& a, const Weights& b) {
     return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(a.even, b.even), _mm256_madd_epi16(a.odd, b.odd)));
   }
-  DETENT_VEC void requantize(I acc, const IntegerTarget& e, int64_t k, uint8_t* y, int count) {
-    const I m = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    const I sum = _mm256_add_epi32(acc, _mm256_maskload_epi32(e.offset + k, m));
-    const __m256 t = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_maskload_ps(e.multiplier + k, m));
-    const __m256 q = _mm256_add_ps(_mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), _mm256_set1_ps(e.zero_point));
-    const I c = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(e.hi), _mm256_max_ps(_mm256_set1_ps(e.lo), q)));
-    const __m128i s = _mm_packus_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
-    const int64_t bytes = _mm_cvtsi128_si64(_mm_packus_epi16(s, s));
-    if (count == 8) {
-      __builtin_memcpy(y, &bytes, 8);
-      return;
+  DETENT_VEC I lanes(int64_t count) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(count > 8 ? 8 : count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+  DETENT_VEC I load(const int32_t* p, int64_t count) { return _mm256_maskload_epi32(p, lanes(count)); }
+
+  // Clamping before rounding is the same, as the bounds are integers, and the lower one is left to the saturation of the packs.
+  template <int NV>
+  DETENT_VEC void store(const I (&acc)[NV], const IntegerTarget& e, int64_t k, uint8_t* y, int64_t channels) {
+    const __m256 most = _mm256_set1_ps(e.hi - e.zero_point);
+    const __m128i z = _mm_set1_epi16(static_cast<int16_t>(e.zero_point)), lo = _mm_set1_epi8(static_cast<char>(static_cast<uint8_t>(e.lo)));
+    for (int j = 0; j < NV; ++j) {
+      const int64_t left = channels - 8 * j;
+      const __m256 m = _mm256_maskload_ps(e.multiplier + k + 8 * j, lanes(left));
+      const I q = _mm256_cvtps_epi32(_mm256_min_ps(most, _mm256_mul_ps(_mm256_cvtepi32_ps(acc[j]), m)));
+      const __m128i s = _mm_adds_epi16(_mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1)), z);
+      const int64_t bytes = _mm_cvtsi128_si64(_mm_max_epu8(_mm_packus_epi16(s, s), lo));
+      if (left >= 8) {
+        __builtin_memcpy(y + 8 * j, &bytes, 8);
+        continue;
+      }
+      for (int i = 0; i < left; ++i) y[8 * j + i] = static_cast<uint8_t>(bytes >> (8 * i));
     }
-    for (int i = 0; i < count; ++i) y[i] = static_cast<uint8_t>(bytes >> (8 * i));
   }
 };
 

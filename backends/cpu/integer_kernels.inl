@@ -31,16 +31,19 @@ DETENT_INLINE void step(I (&acc)[P][NV], const uint8_t* const (&x)[P], int64_t i
 }
 
 template <int NV, int P>
-static void tile(const IntegerTile& a) {
+static void tile(const IntegerTile& arguments) {
   constexpr int64_t kBytes = NV * kV * 4;
-  const IntegerTarget& e = *a.target;
+  // Copies: bytes that are stored might be anything's, for all the compiler knows.
+  const IntegerTile a = arguments;
+  const IntegerTarget e = *a.target;
   for (int64_t p0 = 0; p0 < a.pixels; p0 += P) {
     const int64_t np = a.pixels - p0 < P ? a.pixels - p0 : P;
     I acc[P][NV];
     DETENT_UNROLL
-    for (int p = 0; p < P; ++p) {
+    for (int j = 0; j < NV; ++j) {
+      const I offset = Vec::load(e.offset + a.k0 + j * kV, a.channels - j * kV);
       DETENT_UNROLL
-      for (int j = 0; j < NV; ++j) acc[p][j] = Vec::zero();
+      for (int p = 0; p < P; ++p) acc[p][j] = offset;
     }
     const int8_t* w = a.w;
     for (int64_t t = 0; t < a.taps; ++t) {
@@ -57,13 +60,7 @@ static void tile(const IntegerTile& a) {
     DETENT_UNROLL
     for (int p = 0; p < P; ++p) {
       if (p >= np) break;
-      uint8_t* const y = e.y + a.out[p0 + p] * e.channels + a.k0;
-      DETENT_UNROLL
-      for (int j = 0; j < NV; ++j) {
-        const int64_t left = a.channels - j * kV;
-        if (left <= 0) break;
-        Vec::requantize(acc[p][j], e, a.k0 + j * kV, y + j * kV, left < kV ? static_cast<int>(left) : kV);
-      }
+      Vec::store<NV>(acc[p], e, a.k0, e.y + a.out[p0 + p] * e.channels + a.k0, a.channels);
     }
   }
 }
