@@ -131,7 +131,7 @@ Rows find_rows(const Call& c, const TaskMemory& m, int64_t chunk, const uint8_t*
 // Calls fn(scratch rows, chunk, part) for every chunk and each of `parts` of it.
 template <class Fn>
 void for_each_task(Call& c, int64_t parts, Fn&& fn) {
-  const int64_t zeros = std::max(c.gather.in_c, c.view.pitch) + 64;
+  const int64_t zeros = std::max(c.gather.in_c, c.a.geometry.s * c.a.geometry.c) + 64;
   Scratch<uint8_t> zero(zeros), copy(c.whole ? c.rows() * c.view.pitch + 64 : 0);
   std::memset(zero.get(), c.a.x_zero, static_cast<size_t>(zeros));
   if (c.whole) {

@@ -1,10 +1,40 @@
 // Built once per instruction set; DETENT_INTEGER names the table. The formulas are integer_math.h's, in loops that vectorise.
 #include "detent/backends/cpu/integer.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace detent::cpu {
 namespace {
 
 constexpr int64_t kBlock = 128;
+
+#if defined(__AVX512F__)
+
+// Clamping before rounding is the same, as the bounds are integers, and the lower one is left to the saturation of the packs.
+__m512i sum_of(__m128i a, __m128i b, __m512 ra, __m512 rb, __m512 k, __m512 most) {
+  const __m512 inner = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b)), rb, k);
+  return _mm512_cvtps_epi32(_mm512_min_ps(most, _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(a)), ra, inner)));
+}
+
+void add(const uint8_t* a, const uint8_t* b, const IntegerAdd& f, const CodeRange& range, uint8_t* y, int64_t n) {
+  const __m512 ra = _mm512_set1_ps(f.ra), rb = _mm512_set1_ps(f.rb), k = _mm512_set1_ps(f.k), most = _mm512_set1_ps(static_cast<float>(range.hi));
+  const __m512i least = _mm512_set1_epi8(static_cast<char>(static_cast<uint8_t>(range.lo)));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (int64_t i = 0; i < n; i += 64) {
+    const __mmask64 valid = ~uint64_t{0} >> (n - i < 64 ? 64 - (n - i) : 0);
+    const __m512i va = _mm512_maskz_loadu_epi8(valid, a + i), vb = _mm512_maskz_loadu_epi8(valid, b + i);
+    const __m512i q0 = sum_of(_mm512_extracti32x4_epi32(va, 0), _mm512_extracti32x4_epi32(vb, 0), ra, rb, k, most);
+    const __m512i q1 = sum_of(_mm512_extracti32x4_epi32(va, 1), _mm512_extracti32x4_epi32(vb, 1), ra, rb, k, most);
+    const __m512i q2 = sum_of(_mm512_extracti32x4_epi32(va, 2), _mm512_extracti32x4_epi32(vb, 2), ra, rb, k, most);
+    const __m512i q3 = sum_of(_mm512_extracti32x4_epi32(va, 3), _mm512_extracti32x4_epi32(vb, 3), ra, rb, k, most);
+    const __m512i bytes = _mm512_max_epu8(_mm512_packus_epi16(_mm512_packs_epi32(q0, q1), _mm512_packs_epi32(q2, q3)), least);
+    _mm512_mask_storeu_epi8(y + i, valid, _mm512_permutexvar_epi32(order, bytes));
+  }
+}
+
+#else
 
 void add(const uint8_t* a, const uint8_t* b, const IntegerAdd& formula, const CodeRange& codes, uint8_t* y, int64_t n) {
   const IntegerAdd f = formula;
@@ -16,6 +46,8 @@ void add(const uint8_t* a, const uint8_t* b, const IntegerAdd& formula, const Co
     for (int64_t i = 0; i < m; ++i) y[at + i] = static_cast<uint8_t>(q[i]);
   }
 }
+
+#endif
 
 void add_rows(const uint8_t* x, int64_t stride, int64_t rows, int64_t c, int32_t* sum) {
   for (int64_t i = 0; i < rows; ++i, x += stride) {

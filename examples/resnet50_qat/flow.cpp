@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "built_in.h"
 #include "detent/core/file.h"
@@ -160,7 +161,7 @@ nn::Accuracy Flow::validate(const std::string& stage) {
   });
   report_.accuracy[stage] = a;
   report_.images["valid"] = a.images;
-  report_.images_per_second[sim_ ? "eval_quantized" : "eval_float"] = rate(a.images, progress.seconds());
+  report_.images_per_second[stage == "int8" ? "eval_int8" : sim_ ? "eval_quantized" : "eval_float"] = rate(a.images, progress.seconds());
   return a;
 }
 
@@ -291,6 +292,27 @@ void Flow::fold_to_scale() {
   const auto folded = quant::fold_batch_norms_to_scale(*sim_);
   net_.to(device_);
   say(o_.quiet, text("folded ", folded.size(), " batch norms into the scales"));
+}
+
+// Integer execution refuses some networks: told before they train.
+void Flow::check_integers() {
+  if (!o_.int8_eval || o_.keep_batch_norm) return;
+  net_.to(Device{});
+  net_.set_execution(nn::Graph::Execution::integer);
+  net_.set_execution(nn::Graph::Execution::planned);
+  net_.to(device_);
+}
+
+void Flow::evaluate_integers() {
+  if (!o_.int8_eval) return;
+  const Device device = std::exchange(device_, Device{});  // the loader's too
+  net_.to(device_);
+  net_.set_execution(nn::Graph::Execution::integer);
+  for (const std::string& node : net_.float_nodes()) say(o_.quiet, "in float: " + node);
+  validate("int8");
+  net_.set_execution(nn::Graph::Execution::planned);
+  device_ = device;
+  net_.to(device_);
 }
 
 // What fails behind a checkpoint (NaN, no memory, a full disk) names it: it is still good.
@@ -478,6 +500,7 @@ int Flow::run_stages() {
     validate("ptq");
     report_.seconds["ptq"] = since(start);
   }
+  check_integers();
   if (o_.epochs > 0) {
     if (!train()) return kExitStopped;
     fold_to_scale();
@@ -485,6 +508,7 @@ int Flow::run_stages() {
   } else {
     fold_to_scale();
   }
+  evaluate_integers();
   finish();
   return 0;
 }

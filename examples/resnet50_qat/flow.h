@@ -43,6 +43,8 @@ class Flow {
   void load_ranges();
   void warn_of_strangers(const detent::quant::EncodingMap& map) const;
   void fold_to_scale();
+  void check_integers();
+  void evaluate_integers();
   bool train();
   template <class Fn>
   auto naming_last_checkpoint(Fn&& fn);

@@ -128,6 +128,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--dump-images", o.dump_images, "validation images of the dump");
   app.add_option("--dump-layer-images", o.dump_layer_images, "of those, the ones that all layers are written for");
   app.add_flag("--print-quantizers", o.print_quantizers, "print every quantizer with its range and grid at the end");
+  app.add_flag("--int8-eval", o.int8_eval, "also the final network's accuracy by integer execution on the cpu (8-bit grids), as ONNX Runtime runs PREFIX.qdq.onnx");
   app.add_flag("--quiet", o.quiet, "no progress; only the final table");
   app.set_version_flag("--version", kVersion);
   try {

@@ -51,6 +51,7 @@ struct Options {
   std::string dump_layers;  ///< folder, or empty; the float network goes into its folder "float"
   int64_t dump_images = 64, dump_layer_images = 32;
   bool print_quantizers = false;
+  bool int8_eval = false;  ///< also the accuracy of integer execution
   bool quiet = false;
 
   bool built_in() const { return data.empty(); }

@@ -11,7 +11,7 @@ namespace qat {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr const char* kStages[] = {"float", "folded", "ptq", "qat"};
+constexpr const char* kStages[] = {"float", "folded", "ptq", "qat", "int8"};
 
 }  // namespace
 
@@ -46,7 +46,7 @@ std::string table(const Report& r, const Options& o) {
     return format == detent::quant::NumberFormat::integer ? detent::text(letter, bits) : letter + std::string(detent::quant::to_string(format));
   };
   const std::string bits = width("W", o.param_bits, o.param_format) + width("A", o.output_bits, o.output_format);
-  const std::map<std::string, std::string> labels = {{"float", "float"}, {"folded", "batch norms folded"}, {"ptq", "quantized " + bits + ", calibrated"}, {"qat", "quantized " + bits + ", trained"}};
+  const std::map<std::string, std::string> labels = {{"float", "float"}, {"folded", "batch norms folded"}, {"ptq", "quantized " + bits + ", calibrated"}, {"qat", "quantized " + bits + ", trained"}, {"int8", "in integers " + bits}};
   std::string out = "network                        top-1      top-5     images\n";
   for (const char* stage : kStages) {
     const auto it = r.accuracy.find(stage);

@@ -107,6 +107,24 @@ TEST_CASE("16_bit_floats_percentiles_and_dumps_of_both_networks") {
   CHECK(floats.dump().find("uint8") == std::string::npos);
 }
 
+TEST_CASE("int8_eval_reports_the_accuracy_of_integer_execution") {
+  const Workshop w;
+  const Arguments brief{"--max-steps", "2", "--config", "integer", "--int8-eval"};
+  const Outcome good = w.run(w.good("int8") + brief);
+  INFO(good.err);
+  REQUIRE(good.code == 0);
+  CHECK_CONTAINS(good.out, "in integers W8A8");
+  const auto j = nlohmann::json::parse(slurp((w / "int8") + "/m.summary.json"));
+  CHECK(j.at("accuracy").at("int8").at("images") == 24);
+  CHECK(std::abs(j.at("accuracy").at("int8").at("top1").get<double>() - j.at("accuracy").at("qat").at("top1").get<double>()) <= 0.1);
+  CHECK(j.at("images_per_second").at("eval_int8").get<double>() > 0.0);
+  // Told before anything is trained.
+  const Outcome wide = w.run(w.good("wide") + brief + Arguments{"--output-bw", "16"});
+  CHECK(wide.code == 2);
+  CHECK_CONTAINS(wide.err, "a code is a byte");
+  CHECK_FALSE(file_exists((w / "wide") + "/m.log.jsonl"));
+}
+
 TEST_CASE("what_is_left_out_is_told") {
   const Workshop w;
   const Arguments brief{"--epochs", "0", "--eval-samples", "8"};
