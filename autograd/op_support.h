@@ -71,7 +71,8 @@ class ToGrid {
   Var result() const;
   bool learned() const { return min_.defined(); }
   /// Gradient before quantization from `dy`; gives those of min and max to the sink at inputs `at` and `at + 1` when the range is learned.
-  Tensor backward(const Tensor& dy, GradSink& sink, int at) const;
+  /// column_sum: [c] or null; the gradient's sum over all but the last axis, found in the same pass.
+  Tensor backward(const Tensor& dy, GradSink& sink, int at, Tensor* column_sum = nullptr) const;
 
  private:
   Tensor codes_, residual_;

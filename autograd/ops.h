@@ -23,6 +23,11 @@ struct Padding2d {
 
 // ---- convolution and dense ---------------------------------------------------------------------------------------------------------------------
 
+/// Mean and biased variance over all but the last axis; [c] both.
+struct BatchStatistics {
+  Tensor mean, var;
+};
+
 struct Conv2dSpec {
   int64_t stride[2] = {1, 1};
   Padding2d padding = {};
@@ -34,6 +39,8 @@ struct Conv2dSpec {
   Tensor channel_scale = {};
   /// Of the result's shape, or undefined: added behind the bias and before the clamp (a residual branch). For inference too.
   Tensor addend = {};
+  /// Not null: filled with the statistics of the result, gathered while it is computed, for a batch norm that follows. Not with a clamp, a scale, an addend or a target.
+  BatchStatistics* statistics = nullptr;
 };
 Shape conv2d_shape(const Shape& x, const Shape& w, const Conv2dSpec& spec);
 /// bias is [k] or null. A coded x stays coded: the kernel reads its bytes, and they are all that is kept for the backward pass.
@@ -49,6 +56,7 @@ struct BatchNormSpec {
   float eps = 1e-5f;
   float momentum = 0.1f;                                ///< share of the new batch: running = (1 - momentum) * running + momentum * batch
   float clamp_min = -kInfinity, clamp_max = kInfinity;  ///< fused clamp
+  const BatchStatistics* statistics = nullptr;          ///< those of x when they are known already (Conv2dSpec::statistics); read when training
 };
 /// Over the last axis. Training: batch statistics, and the running ones are updated (with the unbiased variance, as PyTorch). Otherwise the running ones.
 Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_mean, Tensor& running_var, const BatchNormSpec& spec, bool training);

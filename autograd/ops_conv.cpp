@@ -103,6 +103,12 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
     y = Tensor(y_shape, DType::f32, device);
     args.epilogue.y = y.data<float>();
   }
+  if (spec.statistics) {
+    DETENT_CHECK(!target && !clamps(lo, hi) && !spec.channel_scale.defined() && !spec.addend.defined(), op, ": statistics are gathered of sums and bias alone, not with a clamp, a scale, an addend or a grid");
+    *spec.statistics = {Tensor(Shape{g.k}, DType::f32, device), Tensor(Shape{g.k}, DType::f32, device)};
+    args.mean = spec.statistics->mean.data<float>();
+    args.var = spec.statistics->var.data<float>();
+  }
   ops::kernels(device).conv2d(args);
   if (!wanted) return to_grid ? to_grid->result() : Var(std::move(y));
 
@@ -113,7 +119,9 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
   const int range_at = bias ? 3 : 2;
   const Shape x_shape = x.shape(), w_shape = w.shape();
   BackwardFn backward = [=](const Tensor& upstream, GradSink& sink) {
-    const Tensor dy = to_grid              ? to_grid->backward(upstream, sink, range_at)
+    Tensor db;
+    if (needs_bias && (to_grid || sink.needs(1))) db = Tensor(Shape{g.k}, DType::f32, upstream.device());
+    const Tensor dy = to_grid              ? to_grid->backward(upstream, sink, range_at, needs_bias ? &db : nullptr)
                       : saved_y.defined() ? ops::apply_backward({PointwiseKind::clip, lo, hi}, saved_y, upstream, ops::reuse(upstream))
                                           : upstream;
     const Kernels& k = ops::kernels(dy.device());
@@ -124,14 +132,10 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
     }
     if (sink.needs(1)) {
       Tensor dw(w_shape, DType::f32, dy.device());
-      Tensor db;
-      if (needs_bias) db = Tensor(Shape{g.k}, DType::f32, dy.device());
-      k.conv2d_backward_filter({g, saved_x.input(), dy.data<float>(), dw.data<float>(), needs_bias ? db.data<float>() : nullptr});
+      k.conv2d_backward_filter({g, saved_x.input(), dy.data<float>(), dw.data<float>(), needs_bias && !to_grid ? db.data<float>() : nullptr});
       sink.add(1, std::move(dw));
-      if (needs_bias) sink.add(2, std::move(db));
-    } else if (needs_bias) {
-      sink.add(2, ops::reduce_to(dy, Shape{g.k}));
     }
+    if (needs_bias) sink.add(2, db.defined() ? std::move(db) : ops::reduce_to(dy, Shape{g.k}));
   };
   std::vector<Var> inputs{x, w};
   if (bias) inputs.push_back(*bias);

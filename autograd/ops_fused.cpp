@@ -61,12 +61,14 @@ void ToGrid::fill(Epilogue& e) const {
 
 Var ToGrid::result() const { return Var(Coded{codes_, grid_}); }
 
-Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at) const {
+Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at, Tensor* column_sum) const {
   Tensor dx = reuse(dy);
+  const int64_t c = dy.shape().rank() ? dy.shape()[-1] : 1;
   Tensor sums(Shape{2, 1}, DType::i64, dy.device());  // doubles in the memory of 64-bit integers
-  QuantizedBackwardArgs args{.n = dy.elements(), .codes = codes_.data<uint8_t>(), .residual = residual_.data<int8_t>(), .grid = grid_, .dy = dy.data<float>(), .dx = dx.data<float>()};
+  QuantizedBackwardArgs args{.rows = c ? dy.elements() / c : 0, .c = c, .codes = codes_.data<uint8_t>(), .residual = residual_.data<int8_t>(), .grid = grid_, .dy = dy.data<float>(), .dx = dx.data<float>()};
   args.scale_sum = static_cast<double*>(sums.raw());
   args.clip_sum = args.scale_sum + 1;
+  args.dbias = column_sum ? column_sum->data<float>() : nullptr;
   kernels(dy.device()).quantized_backward(args);
   if (learned()) add_range_grads(sums, min_, max_, spec_, rule_, sink, at);
   return dx;

@@ -28,9 +28,16 @@ Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_
   const Tensor xt = x.dense(), gt = gamma.dense(), bt = beta.dense();
   Tensor mean = running_mean, var = running_var;
   if (training) {
-    mean = Tensor(Shape{c}, DType::f32, device);
-    var = Tensor(Shape{c}, DType::f32, device);
-    k.batch_norm_stats({rows, c, xt.data<float>(), mean.data<float>(), var.data<float>()});
+    if (spec.statistics) {
+      ops::check_tensor("batch_norm", "statistics.mean", spec.statistics->mean, DType::f32, Shape{c}, device);
+      ops::check_tensor("batch_norm", "statistics.var", spec.statistics->var, DType::f32, Shape{c}, device);
+      mean = spec.statistics->mean;
+      var = spec.statistics->var;
+    } else {
+      mean = Tensor(Shape{c}, DType::f32, device);
+      var = Tensor(Shape{c}, DType::f32, device);
+      k.batch_norm_stats({rows, c, xt.data<float>(), mean.data<float>(), var.data<float>()});
+    }
     blend(running_mean, mean, spec.momentum, spec.momentum);
     blend(running_var, var, spec.momentum, static_cast<float>(spec.momentum * static_cast<double>(rows) / static_cast<double>(rows - 1)));
   }

@@ -54,6 +54,9 @@ struct Conv2dArgs {
   const float* w = nullptr;
   Epilogue epilogue;
   WeightGrid w_grid = {};
+  // [k] both, or null: mean and biased variance of the result over its pixels, as BatchNormStatsArgs has them. For an epilogue of no more than a bias.
+  float* mean = nullptr;
+  float* var = nullptr;
 };
 
 struct Conv2dBackwardDataArgs {
@@ -216,14 +219,16 @@ struct AddArgs {
   Epilogue epilogue;
 };
 
-/// Backward of an epilogue with quantize, from what it kept: dx = dy where the residual lets it pass, else 0; sums as in FakeQuantBackwardArgs, per tensor.
+/// Backward of an epilogue with quantize over rows of [rows,c], from what it kept: dx = dy where the residual lets it pass, else 0; sums as in
+/// FakeQuantBackwardArgs, per tensor; dbias is the sum of dx over the rows.
 struct QuantizedBackwardArgs {
-  int64_t n = 0;
+  int64_t rows = 0, c = 0;
   const uint8_t* codes = nullptr;
   const int8_t* residual = nullptr;
   Grid grid;
   const float* dy = nullptr;
   float* dx = nullptr;           // may be dy
+  float* dbias = nullptr;        // [c] or null
   double* scale_sum = nullptr;   // one each, or null
   double* clip_sum = nullptr;
 };

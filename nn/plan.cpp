@@ -56,7 +56,7 @@ Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var&
   return o;
 }
 
-Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target) {
+Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target, BatchStatistics* statistics = nullptr) {
   const Operands o = operands(m, norm, context, x);
   const Var* bias = o.has_bias ? &o.bias : nullptr;
   if (auto* conv = dynamic_cast<Conv2d*>(&m)) {
@@ -65,6 +65,7 @@ Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& cont
     spec.clamp_max = s.clamp_max;
     spec.channel_scale = o.channel_scale;
     spec.addend = addend;
+    spec.statistics = statistics;
     return target ? conv2d_quantized(x, o.weight, bias, spec, *target) : conv2d(x, o.weight, bias, spec);
   }
   if (target && s.clamp_min == -kInfinity && s.clamp_max == kInfinity) return dense_quantized(x, o.weight, bias, *target);
@@ -72,9 +73,9 @@ Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& cont
   return s.clamp_min == -kInfinity && s.clamp_max == kInfinity ? y : clip(y, s.clamp_min, s.clamp_max);
 }
 
-Var run_norm(BatchNorm& n, const PlanStep& s, const Context& context, const Var& x) {
+Var run_norm(BatchNorm& n, const PlanStep& s, const Context& context, const Var& x, const BatchStatistics* statistics = nullptr) {
   return batch_norm(x, n.weight.var(context), n.bias.var(context), n.running_mean, n.running_var,
-                    {.eps = n.options().eps, .momentum = n.options().momentum, .clamp_min = s.clamp_min, .clamp_max = s.clamp_max}, context.training && !n.frozen);
+                    {.eps = n.options().eps, .momentum = n.options().momentum, .clamp_min = s.clamp_min, .clamp_max = s.clamp_max, .statistics = statistics}, context.training && !n.frozen);
 }
 
 }  // namespace
@@ -151,8 +152,10 @@ Var run_convolution(Graph& g, const PlanStep& s, const Context& context, std::sp
   const bool apart = (norm && (context.training || grad_enabled() || head.op == "Gemm")) || (adds && grad_enabled());
   if (!apart) return run_layer(*head.module, norm, s, context, inputs[0], adds ? inputs[1].dense() : Tensor(), target);
   const PlanStep plain{.head = s.head, .norm = -1, .addend = {}, .output = {}};
-  Var y = run_layer(*head.module, nullptr, plain, context, inputs[0], {}, nullptr);
-  if (norm) y = run_norm(*norm, adds ? plain : s, context, y);
+  BatchStatistics statistics;
+  const bool gathers = norm && context.training && !norm->frozen && head.op == "Conv";
+  Var y = run_layer(*head.module, nullptr, plain, context, inputs[0], {}, nullptr, gathers ? &statistics : nullptr);
+  if (norm) y = run_norm(*norm, adds ? plain : s, context, y, gathers ? &statistics : nullptr);
   return adds ? run_add(y, inputs[1], s, target) : y;
 }
 

@@ -6,6 +6,7 @@
 #include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/kernels.h"
 #include "detent/backends/cpu/loop.h"
+#include "detent/backends/cpu/moments.h"
 
 namespace detent::cpu {
 namespace {
@@ -64,16 +65,6 @@ struct Moments {
   explicit Moments(int64_t n) : mean(static_cast<size_t>(n)), m2(static_cast<size_t>(n)) {}
 };
 
-// Chan et al. 1983: joins (nb, mb, sb) into (na, ma, sa).
-void merge(int64_t na, double* ma, double* sa, int64_t nb, const double* mb, const double* sb, int64_t c) {
-  const double n = static_cast<double>(na + nb), fb = static_cast<double>(nb) / n, fab = static_cast<double>(na) * fb;
-  for (int64_t j = 0; j < c; ++j) {
-    const double d = mb[j] - ma[j];
-    ma[j] += d * fb;
-    sa[j] += sb[j] + d * d * fab;
-  }
-}
-
 // Mean and M2 of a block: two passes, the second over what the first has brought into the cache.
 void block_moments(const Layout& l, const float* x, int64_t begin, int64_t end, Floats* sum, Floats* centre, Moments* out) {
   const DenseKernels& k = dense_kernels();
@@ -131,7 +122,7 @@ struct Terms {
 void batch_norm_stats(const BatchNormStatsArgs& a) {
   const Layout l(a.rows, a.c);
   const int64_t c = a.c;
-  Moments all(l.tasks * c);
+  std::vector<ChannelMoments> tasks(static_cast<size_t>(l.tasks), ChannelMoments(c));
   parallel_chunks(l.tasks, [&](int64_t t) {
     Floats sum(static_cast<size_t>(l.width)), centre(sum);
     Moments block(c);
@@ -139,16 +130,12 @@ void batch_norm_stats(const BatchNormStatsArgs& a) {
     for (int64_t begin = first; begin < last; begin += l.block_rows) {
       const int64_t end = std::min(last, begin + l.block_rows);
       block_moments(l, a.x, begin, end, &sum, &centre, &block);
-      merge(begin - first, all.mean.data() + t * c, all.m2.data() + t * c, end - begin, block.mean.data(), block.m2.data(), c);
+      tasks[static_cast<size_t>(t)].join(end - begin, block.mean.data(), block.m2.data());
     }
   });
-  for (int64_t t = 1; t < l.tasks; ++t) {
-    merge(t * l.task_rows, all.mean.data(), all.m2.data(), std::min(l.task_rows, a.rows - t * l.task_rows), all.mean.data() + t * c, all.m2.data() + t * c, c);
-  }
-  for (int64_t j = 0; j < c; ++j) {
-    a.mean[j] = l.tasks > 0 ? static_cast<float>(all.mean[static_cast<size_t>(j)]) : 0.0f;
-    a.var[j] = l.tasks > 0 ? static_cast<float>(all.m2[static_cast<size_t>(j)] / static_cast<double>(a.rows)) : 0.0f;
-  }
+  ChannelMoments all(c);
+  for (const ChannelMoments& t : tasks) all.join(t);
+  all.statistics(a.mean, a.var);
 }
 
 void batch_norm(const BatchNormArgs& a) {

@@ -33,11 +33,17 @@ void conv2d(const ConvIsa& isa, const Conv2dArgs& a) {
   constexpr int32_t kExact = 1 << 23;
   // The vector epilogue computes codes in float, which is exact up to here.
   if (a.epilogue.quantize && (std::min({grid.qmin, grid.qmax, grid.zero_point}) < -kExact || std::max({grid.qmin, grid.qmax, grid.zero_point}) > kExact)) return scalar::conv2d(a);
-  if (depthwise(g)) return depthwise_forward(isa, a);
+  if (depthwise(g)) {
+    depthwise_forward(isa, a);
+    if (a.mean) batch_norm_stats({g.n * g.oh * g.ow, g.k, a.epilogue.y, a.mean, a.var});
+    return;
+  }
   GatherConv c;
   c.gather = forward_gather(g, a.input.x != nullptr);
   c.input = a.input;
   c.epilogue = a.epilogue;
+  c.mean = a.mean;
+  c.var = a.var;
   c.groups = g.groups;
   c.depth = g.c / g.groups;
   c.channels = g.k / g.groups;

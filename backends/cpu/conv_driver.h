@@ -103,6 +103,8 @@ struct GatherConv {
   int64_t groups = 1, depth = 0, channels = 0;  // per group
   int64_t left = 0, right = 0;                  // zero borders to be staged
   Epilogue epilogue;
+  float* mean = nullptr;                        // of Conv2dArgs
+  float* var = nullptr;
 };
 void run_gather(const ConvIsa& isa, const GatherConv& c);
 

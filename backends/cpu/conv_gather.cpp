@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "detent/backends/cpu/conv_driver.h"
+#include "detent/backends/cpu/moments.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu {
@@ -92,6 +93,7 @@ struct Run {
   InputView view;
   bool stage;  // per task
   const TaskMemory& memory;
+  float* moments;  // [chunks][2][channels of all groups], or null
 
   void task(int64_t id, Slots& slots) const {
     Slots::Lease lease(slots);
@@ -117,15 +119,19 @@ struct Run {
     t.out = out;
     t.epilogue = &epilogue;
     const int64_t all = cut.panels.count * c.groups, last = std::min(all, (part + 1) * cut.panels_per_task);
-    for (int64_t panel = part * cut.panels_per_task; panel < last; ++panel) one_panel(t, panel);
+    for (int64_t panel = part * cut.panels_per_task; panel < last; ++panel) one_panel(t, chunk, panel);
   }
 
-  void one_panel(TileArgs t, int64_t panel) const {
+  void one_panel(TileArgs t, int64_t chunk, int64_t panel) const {
     const int64_t group = panel / cut.panels.count, index = panel % cut.panels.count;
     const int nv = cut.panels.width(index);
     const int64_t width = nv * isa.vector, k0 = cut.panels.start(index) * isa.vector;
     t.k0 = group * c.channels + k0;
     t.channels = std::min(width, c.channels - k0);
+    if (moments) {
+      t.mean = moments + chunk * 2 * c.channels * c.groups + t.k0;
+      t.m2 = t.mean + c.channels * c.groups;
+    }
     for (int64_t b = 0; b < cut.blocks; ++b) {
       const int64_t i0 = b * cut.block;
       t.depth = std::min(cut.block, c.depth - i0);
@@ -137,6 +143,16 @@ struct Run {
     }
   }
 };
+
+// The chunks' moments, in order, to the statistics of all pixels.
+void join_moments(const GatherConv& c, const Cut& cut, const float* moments) {
+  const int64_t channels = c.channels * c.groups, pixels = c.gather.pixels();
+  ChannelMoments all(channels);
+  for (int64_t i = 0; i < cut.chunks; ++i, moments += 2 * channels) all.join(std::min(cut.chunk, pixels - i * cut.chunk), moments, moments + channels);
+  all.statistics(c.mean, c.var);
+  if (!c.epilogue.bias) return;
+  for (int64_t j = 0; j < channels; ++j) c.mean[j] += c.epilogue.bias[j];
+}
 
 }  // namespace
 
@@ -181,7 +197,7 @@ void run_gather(const ConvIsa& isa, const GatherConv& c) {
   }
   const TaskMemory memory(isa, c, cut, task_rows * view.pitch);
   const int64_t zeros = std::max(g.in_c, c.depth) + 64;
-  Scratch<float> packed(cut.group_floats * c.groups + 64), zero(zeros), copy(whole ? all_rows * view.pitch + 64 : 0);
+  Scratch<float> packed(cut.group_floats * c.groups + 64), zero(zeros), copy(whole ? all_rows * view.pitch + 64 : 0), moments(c.mean ? cut.chunks * 2 * c.channels * c.groups : 0);
   std::fill_n(zero.get(), zeros, 0.0f);
   if (whole) {
     parallel_for(all_rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, view.pitch)), [&](int64_t begin, int64_t end) {
@@ -191,8 +207,9 @@ void run_gather(const ConvIsa& isa, const GatherConv& c) {
   }
   pack(isa, c, cut, packed.get());
   Slots slots(memory.bytes);
-  const Run run{isa, c, cut, packed.get(), zero.get(), tile_epilogue(c.epilogue, c.channels * c.groups, g.n * g.out_h * g.out_w, isa.vector), view, staged && !whole, memory};
+  const Run run{isa, c, cut, packed.get(), zero.get(), tile_epilogue(c.epilogue, c.channels * c.groups, g.n * g.out_h * g.out_w, isa.vector), view, staged && !whole, memory, moments.get()};
   parallel_chunks(cut.chunks * cut.panel_tasks, [&](int64_t id) { run.task(id, slots); });
+  if (c.mean) join_moments(c, cut, moments.get());
 }
 
 }  // namespace detent::cpu

@@ -36,6 +36,8 @@ struct TileArgs {
   const int64_t* out;        // [pixels]: output pixel numbers
   int64_t k0, channels;      // first output channel, and how many of the panel are real
   const TileEpilogue* epilogue;
+  float* mean;               // mean and sum of squared deviations of each channel over the pixels of this run, or null: with an epilogue of no more than a bias,
+  float* m2;                 // which they leave out; pointers are to the panel's first channel
 };
 
 /// dw[m][0..channels) (+)= sum over p of dy[p][m] * rows[p][x_offset..]; m is the tile's number of rows.

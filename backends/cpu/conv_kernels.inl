@@ -62,6 +62,35 @@ DETENT_INLINE void step(F (&acc)[P][NV], const float* const (&x)[P], int64_t i, 
   }
 }
 
+// Joins the moments of `np` pixels' sums into those of the `before` pixels that came first (Chan et al. 1983).
+template <int NV, int P>
+DETENT_INLINE void gather_moments(const F (&acc)[P][NV], int64_t np, const TileArgs& a, int64_t before) {
+  const float n = static_cast<float>(np), all = static_cast<float>(before + np);
+  const F share = Vec::set(n / all), weight = Vec::set(static_cast<float>(before) * (n / all)), inverse = Vec::set(1.0f / n);
+  DETENT_UNROLL
+  for (int j = 0; j < NV; ++j) {
+    F sum = Vec::zero(), squares = Vec::zero();
+    DETENT_UNROLL
+    for (int p = 0; p < P; ++p) {
+      if (p < np) sum = Vec::add(sum, acc[p][j]);
+    }
+    const F mean = Vec::mul(sum, inverse);
+    DETENT_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const F d = Vec::sub(acc[p][j], mean);
+      if (p < np) squares = Vec::fma(d, d, squares);
+    }
+    const int64_t left = a.channels - j * kV;
+    const int valid = left < kV ? static_cast<int>(left) : kV;
+    float* const to_mean = a.mean + j * kV;
+    float* const to_m2 = a.m2 + j * kV;
+    const F old_mean = before > 0 ? Vec::load(to_mean, valid) : Vec::zero(), old_m2 = before > 0 ? Vec::load(to_m2, valid) : Vec::zero();
+    const F d = Vec::sub(mean, old_mean);
+    Vec::store(to_mean, Vec::fma(d, share, old_mean), valid);
+    Vec::store(to_m2, Vec::add(old_m2, Vec::fma(Vec::mul(d, d), weight, squares)), valid);
+  }
+}
+
 template <int NV, int P>
 static void tile(const TileArgs& a) {
   constexpr int kWidth = NV * kV;
@@ -112,6 +141,13 @@ static void tile(const TileArgs& a) {
         for (int j = 0; j < NV; ++j) Vec::store(partial + p * kWidth + j * kV, acc[p][j]);
       }
       continue;
+    }
+    if (a.mean) {
+      if (np == P) {
+        gather_moments<NV, P>(acc, P, a, p0);
+      } else {
+        gather_moments<NV, P>(acc, np, a, p0);
+      }
     }
     DETENT_UNROLL
     for (int p = 0; p < P; ++p) {

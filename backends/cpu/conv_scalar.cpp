@@ -27,6 +27,23 @@ void store(const Epilogue& e, int64_t i, int64_t k, double acc) {
   if (e.residual) e.residual[i] = residual_byte(v, e.grid, masked, e.mask_on_value);
 }
 
+// Two passes over the stored values.
+void statistics(const Conv2dArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t pixels = g.n * g.oh * g.ow;
+  for (int64_t k = 0; k < g.k; ++k) {
+    double sum = 0.0, squares = 0.0;
+    for (int64_t p = 0; p < pixels; ++p) sum += static_cast<double>(a.epilogue.y[p * g.k + k]);
+    const double mean = sum / static_cast<double>(pixels);
+    for (int64_t p = 0; p < pixels; ++p) {
+      const double d = static_cast<double>(a.epilogue.y[p * g.k + k]) - mean;
+      squares += d * d;
+    }
+    a.mean[k] = static_cast<float>(mean);
+    a.var[k] = static_cast<float>(squares / static_cast<double>(pixels));
+  }
+}
+
 }  // namespace
 
 void conv2d(const Conv2dArgs& a) {
@@ -52,6 +69,7 @@ void conv2d(const Conv2dArgs& a) {
       }
     }
   });
+  if (a.mean) statistics(a);
 }
 
 void conv2d_backward_data(const Conv2dBackwardDataArgs& a) {

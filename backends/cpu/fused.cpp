@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "detent/backends/cpu/coded.h"
+#include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
 #include "detent/backends/cpu/loop.h"
@@ -25,6 +26,16 @@ CodedRow row(const ConvInput& in, int64_t at) {
   return {in.x ? in.x + at : nullptr, in.x ? nullptr : in.codes + at, in.grid.scale, in.grid.zero_point};
 }
 
+// sum[j] += elements [at, at + n) of [rows,c] in column j. They may begin and end within a row.
+void add_columns(const float* x, int64_t at, int64_t n, int64_t c, float* sum) {
+  const DenseKernels& k = dense_kernels();
+  const int64_t lead = std::min(n, (c - at % c) % c);
+  if (lead > 0) k.add_rows(x + at, c, 1, lead, sum + at % c);
+  const int64_t rows = (n - lead) / c, rest = (n - lead) % c;
+  if (rows > 0) k.add_rows(x + at + lead, c, rows, c, sum);
+  if (rest > 0) k.add_rows(x + at + lead + rows * c, c, 1, rest, sum);
+}
+
 }  // namespace
 
 void add(const AddArgs& a) {
@@ -39,30 +50,39 @@ void add(const AddArgs& a) {
 
 void quantized_backward(const QuantizedBackwardArgs& a) {
   const CodedKernels& k = coded_kernels();
-  const bool stream = a.dx != a.dy && streams(a.n);
-  struct Sums {
+  const int64_t n = a.rows * a.c;
+  // What is summed by column is read again at once and had better stay in the cache.
+  const bool stream = a.dx != a.dy && !a.dbias && streams(n);
+  struct Part {
     double scale = 0.0, clip = 0.0;
+    std::vector<float> columns;
   };
-  std::vector<Sums> parts(static_cast<size_t>((a.n + kGrain - 1) / kGrain));
-  parallel_for(a.n, kGrain, [&](int64_t begin, int64_t end) {
-    Sums& part = parts[static_cast<size_t>(begin / kGrain)];
+  std::vector<Part> parts(static_cast<size_t>((n + kGrain - 1) / kGrain));
+  parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
+    Part& part = parts[static_cast<size_t>(begin / kGrain)];
+    part.columns.assign(static_cast<size_t>(a.dbias ? a.c : 0), 0.0f);
     for (int64_t at = begin; at < end; at += kSumBlock) {
+      const int64_t m = std::min(kSumBlock, end - at);
       float scale[kCodedLanes] = {}, clip[kCodedLanes] = {};
-      k.backward(a.codes + at, a.residual + at, a.grid.zero_point, a.dy + at, a.dx + at, std::min(kSumBlock, end - at), stream, scale, clip);
+      k.backward(a.codes + at, a.residual + at, a.grid.zero_point, a.dy + at, a.dx + at, m, stream, scale, clip);
       for (int64_t l = 0; l < kCodedLanes; ++l) {
         part.scale += static_cast<double>(scale[l]);
         part.clip += static_cast<double>(clip[l]);
       }
+      if (a.dbias) add_columns(a.dx, at, m, a.c, part.columns.data());
     }
     if (stream) stream_fence();
   });
-  Sums all;
-  for (const Sums& p : parts) {
-    all.scale += p.scale;
-    all.clip += p.clip;
+  double scale = 0.0, clip = 0.0;
+  std::vector<double> columns(static_cast<size_t>(a.dbias ? a.c : 0));
+  for (const Part& p : parts) {
+    scale += p.scale;
+    clip += p.clip;
+    for (size_t j = 0; j < columns.size(); ++j) columns[j] += static_cast<double>(p.columns[j]);
   }
-  if (a.scale_sum) *a.scale_sum = all.scale / static_cast<double>(kResidualScale);
-  if (a.clip_sum) *a.clip_sum = all.clip;
+  for (size_t j = 0; j < columns.size(); ++j) a.dbias[j] = static_cast<float>(columns[j]);
+  if (a.scale_sum) *a.scale_sum = scale / static_cast<double>(kResidualScale);
+  if (a.clip_sum) *a.clip_sum = clip;
 }
 
 void range_grads(const RangeGradsArgs& a) {

@@ -101,7 +101,7 @@ OutputPlace output_place(const Gather& g, int64_t pitch, int64_t columns) {
   return o;
 }
 
-void conv2d(const ConvOptions& o, const Conv2dArgs& a) {
+static void forward(const ConvOptions& o, const Conv2dArgs& a) {
   const ConvGeometry& g = a.geometry;
   if (g.n * g.oh * g.ow * g.k == 0) return;
   const bool tiles = fits_tiles(g);
@@ -136,6 +136,12 @@ void conv2d(const ConvOptions& o, const Conv2dArgs& a) {
   cut.rows = gather.pixels(), cut.columns = columns, cut.groups = g.groups, cut.sum = sum;
   cut.shape = o.force_tile ? o.tile : select_tile(cut.rows, cut.columns, cut.groups);
   with_policy(exact.precision, [&]<class P>() { FloatTiles<P>::pixels_by_rows("conv2d", cut, x, w, store); });
+}
+
+void conv2d(const ConvOptions& o, const Conv2dArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  forward(o, a);
+  if (a.mean) batch_norm_stats({g.n * g.oh * g.ow, g.k, a.epilogue.y, a.mean, a.var});
 }
 
 void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& a) {

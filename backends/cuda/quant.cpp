@@ -263,10 +263,11 @@ struct CodedSums {
     float scale[kThreads], clip[kThreads];
   };
   QuantizedBackwardArgs a;
+  int64_t n;
   Sums* part;
   template <class B>
   DETENT_HD void operator()(B& block, Shared& shared) const {
-    const int64_t begin = block.index * kPiece, end = begin + kPiece < a.n ? begin + kPiece : a.n;
+    const int64_t begin = block.index * kPiece, end = begin + kPiece < n ? begin + kPiece : n;
     block.threads([&](int t) {
       const int64_t first = begin + t / kLanes * kSumBlock, last = first + kSumBlock < end ? first + kSumBlock : end;
       const int32_t zero_point = a.grid.zero_point;
@@ -344,9 +345,10 @@ void add(const AddArgs& a) {
 }
 
 void quantized_backward(const QuantizedBackwardArgs& a) {
-  const int64_t pieces = ceil_div(a.n, CodedSums::kPiece);
+  const int64_t n = a.rows * a.c, pieces = ceil_div(n, CodedSums::kPiece);
   const Scratch<Sums> part(pieces);
-  blocks("quantized_backward", pieces, CodedSums{a, part.get()});
+  blocks("quantized_backward", pieces, CodedSums{a, n, part.get()});
+  if (a.dbias) column_sums(a.dx, a.rows, a.c, a.dbias);
   if (a.scale_sum || a.clip_sum) blocks("range sums", 1, JoinSums{1, 1, pieces, part.get(), static_cast<double>(kResidualScale), a.scale_sum, a.clip_sum});
 }
 

@@ -232,6 +232,42 @@ TEST_CASE("the epilogue is scale, bias, addend, clamp, quantize as quant_math.h 
   }
 }
 
+TEST_CASE("the statistics of a convolution are those of its result") {
+  for (const Case& t : kCases) {
+    const ConvGeometry g = geometry(t);
+    const int64_t nx = g.n * g.h * g.w * g.c, pixels = g.n * g.oh * g.ow, ny = pixels * g.k;
+    // Means far from zero: a difference of sums of squares would lose the variance.
+    const std::vector<float> x = test::random_values(nx, 0.9f, 1.1f, 1), w = test::random_values(g.k * g.r * g.s * (g.c / g.groups), 0.8f, 1.2f, 2),
+                             bias = test::random_values(g.k, -1, 1, 4);
+    for (const ConvEngine& e : test::conv_engines()) {
+      CAPTURE(t.name);
+      CAPTURE(e.name);
+      std::vector<float> y(static_cast<size_t>(ny));
+      Conv2dArgs a{g, {}, w.data(), {}};
+      a.input.x = x.data();
+      a.epilogue.bias = bias.data();
+      a.epilogue.y = y.data();
+      test::Guarded<float> var(g.k);
+      a.var = var.data();
+      const std::vector<float> mean = run<float>(e, g.k, [&](float* out) {
+        a.mean = out;
+        e.conv2d(a);
+      });
+      CHECK(var.intact());
+      for (int64_t k = 0; k < g.k; ++k) {
+        double sum = 0.0, squares = 0.0;
+        for (int64_t p = 0; p < pixels; ++p) sum += static_cast<double>(y[static_cast<size_t>(p * g.k + k)]) / static_cast<double>(pixels);
+        for (int64_t p = 0; p < pixels; ++p) squares += std::pow(static_cast<double>(y[static_cast<size_t>(p * g.k + k)]) - sum, 2.0) / static_cast<double>(pixels);
+        // Rounding of the values themselves, where the bias is added, and of sums over a few hundred of them.
+        const double noise = 2e-7 * (std::abs(sum) + 1.0);
+        const double got_mean = static_cast<double>(mean[static_cast<size_t>(k)]), got_var = static_cast<double>(var.values()[static_cast<size_t>(k)]);
+        if (!(std::abs(got_mean - sum) <= 4 * noise)) FAIL_CHECK("mean of channel ", k, ": ", got_mean, " not ", sum);
+        if (!(std::abs(got_var - squares) <= 1e-5 * squares + 4 * noise * std::sqrt(squares) + noise * noise)) FAIL_CHECK("variance of channel ", k, ": ", got_var, " not ", squares);
+      }
+    }
+  }
+}
+
 TEST_CASE("gemm, all transpositions, scaled and accumulated") {
   struct Shape {
     int64_t m, n, k;

@@ -86,7 +86,7 @@ bool on_host(std::initializer_list<const void*> pointers) {
 }
 bool on_host(const Epilogue& e) { return on_host({e.scale, e.bias, e.addend, e.y, e.codes, e.residual}); }
 bool on_host(const ConvInput& i) { return on_host({i.x, i.codes}); }
-bool on_host(const Conv2dArgs& a) { return on_host(a.input) || on_host(a.epilogue) || on_host({a.w}); }
+bool on_host(const Conv2dArgs& a) { return on_host(a.input) || on_host(a.epilogue) || on_host({a.w, a.mean, a.var}); }
 bool on_host(const Conv2dBackwardDataArgs& a) { return on_host({a.dy, a.w, a.dx}); }
 bool on_host(const Conv2dBackwardFilterArgs& a) { return on_host(a.input) || on_host({a.dy, a.dw, a.dbias}); }
 bool on_host(const GemmArgs& a) { return on_host({a.a, a.b, a.y}); }
@@ -103,7 +103,7 @@ bool on_host(const FakeQuantArgs& a) { return on_host({a.x, a.grids, a.y, a.code
 bool on_host(const DequantizeArgs& a) { return on_host({a.codes, a.y}); }
 bool on_host(const FakeQuantBackwardArgs& a) { return on_host({a.x, a.dy, a.grids, a.dx, a.scale_sum, a.clip_sum}); }
 bool on_host(const AddArgs& a) { return on_host(a.a) || on_host(a.b) || on_host(a.epilogue); }
-bool on_host(const QuantizedBackwardArgs& a) { return on_host({a.codes, a.residual, a.dy, a.dx, a.scale_sum, a.clip_sum}); }
+bool on_host(const QuantizedBackwardArgs& a) { return on_host({a.codes, a.residual, a.dy, a.dx, a.dbias, a.scale_sum, a.clip_sum}); }
 bool on_host(const RangeGradsArgs& a) { return on_host({a.scale_sum, a.clip_sum, a.min, a.max, a.dmin, a.dmax}); }
 bool on_host(const MinMaxArgs& a) { return on_host({a.x, a.min, a.max, a.nan}); }
 bool on_host(const HistogramArgs& a) { return on_host({a.x, a.counts}); }

