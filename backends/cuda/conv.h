@@ -128,9 +128,6 @@ void direct_backward_filter(const Conv2dBackwardFilterArgs&);
 bool runs_integer(const Conv2dArgs&);
 void integer_forward(const ConvOptions&, const Conv2dArgs&);
 
-/// sum over rows of y[rows, c], in a fixed order.
-void column_sums(const float* y, int64_t rows, int64_t c, float* out);
-
 /// y = alpha op(a) op(b) + beta y by cuBLASLt, with bias over columns or null; false when there is no cuBLASLt or it has no algorithm for the shape.
 bool blas_gemm(Precision precision, const GemmArgs&, const float* bias);
 

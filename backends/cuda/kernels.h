@@ -32,6 +32,8 @@ void dequantize(const DequantizeArgs&);
 void fake_quant_backward(const FakeQuantBackwardArgs&);
 void add(const AddArgs&);
 void quantized_backward(const QuantizedBackwardArgs&);
+/// sum over rows of y[rows, c], in a fixed order.
+void column_sums(const float* y, int64_t rows, int64_t c, float* out);
 void range_grads(const RangeGradsArgs&);
 void min_max(const MinMaxArgs&);
 void histogram_acc(const HistogramArgs&);
