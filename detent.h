@@ -2,6 +2,7 @@
 #pragma once
 
 #include "detent/autograd/ops.h"
+#include "detent/autograd/profile.h"
 #include "detent/autograd/tape.h"
 #include "detent/autograd/var.h"
 #include "detent/core/error.h"

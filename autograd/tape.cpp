@@ -85,7 +85,7 @@ Var Tape::record(const char* op, std::span<const Var> inputs, Var output, Backwa
   bool wanted = false;
   for (const Var& v : inputs) wanted = wanted || v.tracked();
   if (!wanted) return output;
-  Node node{op, active_tape->new_slot(), {}, std::move(backward)};
+  Node node{op, active_tape->new_slot(), {}, std::move(backward), Profile::current()};
   node.inputs.reserve(inputs.size());
   for (const Var& v : inputs) node.inputs.push_back(v.tracked() ? v.slot_ : -1);
   output.slot_ = node.output;
@@ -111,6 +111,7 @@ void Tape::backward(const Var& y, const Tensor& dy) {
     grads_[static_cast<size_t>(node.output)] = Tensor();
     if (!g.defined()) continue;
     GradSink sink(grads_, node.inputs);
+    const Profile::Section section(node.op, node.layer);
     node.backward(g, sink);
   }
   for (auto& [leaf, slot] : leaves_) {

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "detent/autograd/profile.h"
 #include "detent/autograd/var.h"
 
 namespace detent {
@@ -66,6 +67,7 @@ class Tape {
     int32_t output;
     std::vector<int32_t> inputs;
     BackwardFn backward;
+    Profile::Mark layer;
   };
   int32_t new_slot();
 

@@ -1,6 +1,7 @@
 // ResNet-50 at 224x224 on random images: images per second of evaluation and training, float and quantized. One JSON line with --json.
 //   resnet50_bench --mode eval|train|qat-train|qat-eval|int8-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 1] --json
 // --record 1: forward and backward of a training step are recorded and replayed (a CUDA graph); the JSON line says how many steps were replays.
+// --profile: after the timed steps as many more, with a table of the time of each layer.
 // train: the unfolded network with batch norm in training mode. qat-*: folded, W8A8, learned ranges. int8-eval: that network by integer execution.
 #include <sys/resource.h>
 #include <unistd.h>
@@ -14,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "detent/autograd/profile.h"
 #include "detent/core/parallel.h"
 #include "detent/core/rng.h"
 #include "detent/nn/layers.h"
@@ -31,7 +33,7 @@ struct Options {
   std::string mode = "eval", device = "cpu", config, precision;
   int64_t batch = 16, steps = 5, warmup = 2, image_size = 224;
   int threads = 0;
-  bool json = false, record = false;
+  bool json = false, record = false, profile = false;
 };
 
 int64_t number(const std::string& option, const char* text_) {
@@ -47,6 +49,10 @@ Options parse(int argc, char** argv) {
     const std::string a = argv[i];
     if (a == "--json") {
       o.json = true;
+      continue;
+    }
+    if (a == "--profile") {
+      o.profile = true;
       continue;
     }
     DETENT_CHECK(i + 1 < argc, a, ": a value is missing, or the option is unknown");
@@ -98,6 +104,15 @@ double seconds_since_start() {
   return up - static_cast<double>(ticks) / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
+void print_profile(const Profile& profile, int64_t steps) {
+  const double all = profile.seconds(), ms = 1e3 / static_cast<double>(steps);
+  std::printf("%-44s %10s %10s %7s\n", "layer", "forward ms", "backward", "share");
+  for (const Profile::Row& r : profile.rows()) {
+    std::printf("%-44s %10.2f %10.2f %6.2f%%\n", r.name.c_str(), ms * r.forward, ms * r.backward, 100.0 * (r.forward + r.backward) / all);
+  }
+  std::printf("%-44s %21.2f\n", "all", ms * all);
+}
+
 int run(const Options& o) {
   if (o.threads) set_num_threads(o.threads);
   const Device device = device_named(o.device);
@@ -134,6 +149,11 @@ int run(const Options& o) {
     else nn::infer(net, images);
     backend(device).synchronize();
     if (i >= o.warmup) rates.push_back(static_cast<double>(o.batch) / std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  if (o.profile) {
+    Profile profile(device);
+    for (int64_t i = 0; i < o.steps; ++i) training ? (void)trainer.step(images, labels) : (void)nn::infer(net, images);
+    print_profile(profile, o.steps);
   }
   std::sort(rates.begin(), rates.end());
   const size_t n = rates.size();

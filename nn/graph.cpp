@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "detent/autograd/profile.h"
 #include "detent/core/error.h"
 #include "detent/autograd/ops_integer.h"
 #include "detent/nn/host_reads.h"
@@ -227,6 +228,7 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
       if (--uses[static_cast<size_t>(v.id)] == 0) x = Var();
     }
     if (uses[static_cast<size_t>(s.output.id)] == 0) continue;
+    const Profile::Section section(value(s.output).name);
     Var y;
     if (planned) {
       y = run_step(*this, s, context, in);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "detent/autograd/ops.h"
+#include "detent/autograd/profile.h"
 #include "detent/nn/passes/reestimate_batch_norm.h"
 
 namespace detent::nn {
@@ -75,6 +76,7 @@ StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   DETENT_CHECK(bad < 0, "training: the gradient of \"", with_gradient[static_cast<size_t>(bad)]->name, "\" is not finite at step ", info.step, " (loss ", info.loss,
                "); lower the learning rate");
   optimizer_.learning_rate = info.learning_rate;
+  const Profile::Section section("optimizer");
   optimizer_.step(parameters_);
   ++step_;
   return info;
