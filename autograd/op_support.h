@@ -58,6 +58,9 @@ struct Kept {
 };
 Kept keep(const Var& x);
 
+/// Grids in the memory of the device, where kernels read them; a copy, so that the backward pass sees the grid of its forward.
+Tensor placed(std::span<const Grid> grids, Device device);
+
 /// Gives the gradients of a learned range to the sink at inputs `at` and `at + 1`, as far as they are wanted. sums: scale sums, then clip sums, doubles in the
 /// memory of i64 [2, channels].
 void add_range_grads(const Tensor& sums, const Tensor& min, const Tensor& max, const GridSpec& spec, RangeGradient rule, GradSink& sink, int at);

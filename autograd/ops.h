@@ -186,6 +186,10 @@ Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView&
 Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<const Grid> grids, const ChannelView& view, const GridSpec& spec,
                        RangeGradient rule = RangeGradient::aimet, EmitCodes emit = EmitCodes::no);
 
+/// bias [n] as an integer target holds it: int32 on the grid input_scale * scale of the weights' grids (one, or one for each bias), back in float. The gradient
+/// passes straight through.
+Var round_bias(const Var& bias, float input_scale, std::span<const Grid> weight_grids);
+
 // ---- fused with quantization -------------------------------------------------------------------------------------------------------------------
 // What a Plan runs in place of several ops: the same values bit for bit, one byte kept per element for the backward pass instead of two floats. Range
 // gradients see the rounding residual in steps of 1/252.

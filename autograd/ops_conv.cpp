@@ -39,13 +39,6 @@ struct PlacedGrids {
   }
 };
 
-Tensor placed(const std::vector<Grid>& grids, Device device) {
-  const size_t bytes = grids.size() * sizeof(Grid);
-  Tensor t(Shape{static_cast<int64_t>(bytes)}, DType::u8, device);
-  backend(device).copy(t.raw(), device, grids.data(), Device{}, bytes);
-  return t;
-}
-
 PlacedGrids weight_grids(const Var& w, Device device) {
   PlacedGrids p;
   if (device.type == DeviceType::cpu || !w.grids() || (w.grids()->size() != 1 && static_cast<int64_t>(w.grids()->size()) != w.shape()[0])) return p;
@@ -55,7 +48,7 @@ PlacedGrids weight_grids(const Var& w, Device device) {
     if (g.zero_point != 0 || g.qmin < -kExact || g.qmax >= kExact) return p;
     magnitude = std::max({magnitude, -g.qmin, g.qmax + 1});
   }
-  p.memory = placed(*w.grids(), device);
+  p.memory = ops::placed(*w.grids(), device);
   p.per_channel = w.grids()->size() > 1;
   p.magnitude = magnitude;
   return p;
@@ -68,7 +61,7 @@ ops::Kept keep_input(const Var& x, const PlacedGrids& w, Device device) {
   if (x.coded() || w.magnitude == 0 || w.magnitude > kByte || !x.grids() || x.grids()->size() != 1) return ops::keep(x);
   const Grid& grid = x.grids()->front();
   if (grid.qmin < 0 || grid.qmax > 255) return ops::keep(x);
-  const Tensor grids = placed(*x.grids(), device), dense = x.dense();
+  const Tensor grids = ops::placed(*x.grids(), device), dense = x.dense();
   Tensor codes(x.shape(), DType::u8, device);
   FakeQuantArgs args;
   args.view = {1, 1, dense.elements()};

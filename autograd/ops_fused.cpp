@@ -19,6 +19,12 @@ ConvInput Kept::input() const {
 
 Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid} : Kept{x.dense(), {}}; }
 
+Tensor placed(std::span<const Grid> grids, Device device) {
+  Tensor t(Shape{static_cast<int64_t>(grids.size_bytes())}, DType::u8, device);
+  backend(device).copy(t.raw(), device, grids.data(), Device{}, grids.size_bytes());
+  return t;
+}
+
 ToGrid::ToGrid(const char* op, const Shape& shape, Device device, const GridTarget& t, bool keep_residual)
     : codes_(shape, DType::u8, device), grid_(t.grid), spec_(t.spec), rule_(t.rule) {
   DETENT_CHECK(is_valid(t.grid) && t.grid.qmin >= 0 && t.grid.qmax <= 255, op, ": the grid with scale ", t.grid.scale, " and codes ", t.grid.qmin, "..", t.grid.qmax, " does not fit a byte");

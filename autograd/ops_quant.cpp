@@ -3,13 +3,6 @@
 namespace detent {
 namespace {
 
-// Grids in the memory of the device, where kernels read them; a copy, so that the backward pass sees the grid of its forward.
-Tensor place_grids(std::span<const Grid> grids, Device device) {
-  Tensor t(Shape{static_cast<int64_t>(grids.size_bytes())}, DType::u8, device);
-  backend(device).copy(t.raw(), device, grids.data(), Device{}, grids.size_bytes());
-  return t;
-}
-
 const Grid* grids_in(const Tensor& t) { return static_cast<const Grid*>(t.raw()); }
 
 void check_grids(const char* op, const Shape& x, std::span<const Grid> grids, const ChannelView& view) {
@@ -56,7 +49,7 @@ ChannelView channel_view(const Shape& shape, int axis) {
 Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView& view, EmitCodes emit) {
   const Device device = ops::check_args("fake_quant_ste", {{"x", x}});
   check_grids("fake_quant_ste", x.shape(), grids, view);
-  const Tensor xt = x.dense(), placed = place_grids(grids, device);
+  const Tensor xt = x.dense(), placed = ops::placed(grids, device);
   return Tape::record("fake_quant_ste", {x}, quantized(xt, grids, placed, view, emit), [=](const Tensor& dy, GradSink& sink) {
     Tensor dx(xt.shape(), DType::f32, device);
     FakeQuantBackwardArgs args;
@@ -77,7 +70,7 @@ Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<c
   check_grids("fake_quant_learned", x.shape(), grids, view);
   ops::check_shape("fake_quant_learned", "min", min.shape(), Shape{view.channels});
   ops::check_shape("fake_quant_learned", "max", max.shape(), Shape{view.channels});
-  const Tensor xt = x.dense(), placed = place_grids(grids, device);
+  const Tensor xt = x.dense(), placed = ops::placed(grids, device);
   Var y = quantized(xt, grids, placed, view, emit);
   if (!x.tracked() && !min.tracked() && !max.tracked()) return y;
 
@@ -105,6 +98,17 @@ Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<c
     if (!range) return;
     ops::add_range_grads(sums, lo, hi, spec, rule, sink, 1);
   });
+}
+
+Var round_bias(const Var& bias, float input_scale, std::span<const Grid> weight_grids) {
+  const Device device = ops::check_args("round_bias", {{"bias", bias}});
+  ops::check_rank("round_bias", "bias", bias.shape(), 1);
+  const int64_t n = bias.shape()[0], grids = static_cast<int64_t>(weight_grids.size());
+  DETENT_CHECK(grids == 1 || grids == n, "round_bias: ", grids, " grids of weights for ", n, " biases");
+  const Tensor b = bias.dense(), in_place = ops::placed(weight_grids, device);
+  Tensor y(bias.shape(), DType::f32, device);
+  ops::kernels(device).round_bias({.n = n, .b = b.data<float>(), .input_scale = input_scale, .grids = grids_in(in_place), .per_channel = grids > 1, .y = y.data<float>()});
+  return Tape::record("round_bias", {bias}, Var(std::move(y)), [](const Tensor& dy, GradSink& sink) { sink.add(0, dy); });
 }
 
 }  // namespace detent

@@ -73,13 +73,6 @@ Options parse(int argc, char** argv) {
   return o;
 }
 
-Precision precision_named(const std::string& name) {
-  if (name == "f32") return Precision::f32;
-  if (name == "tf32") return Precision::tf32;
-  DETENT_CHECK(name == "bf16", "--precision ", name, ": give f32, tf32 or bf16");
-  return Precision::bf16;
-}
-
 Tensor random_images(int64_t n, int64_t size) {
   std::vector<float> v(static_cast<size_t>(n * size * size * 3));
   Rng rng(1);

@@ -129,6 +129,13 @@ std::string to_string(Device device) {
   return device.type == DeviceType::cpu ? "cpu" : text("cuda:", device.index);
 }
 
+Precision precision_named(std::string_view name) {
+  if (name == "f32") return Precision::f32;
+  if (name == "tf32") return Precision::tf32;
+  DETENT_CHECK(name == "bf16", "precision \"", name, "\" is unknown; give f32, tf32 or bf16");
+  return Precision::bf16;
+}
+
 Device device_named(std::string_view name) {
   if (name == "cpu") return {};
   if (name == "auto") return device_available({DeviceType::cuda, 0}) ? Device{DeviceType::cuda, 0} : Device{};

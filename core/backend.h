@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <string_view>
 
 #include "detent/core/allocator.h"
 #include "detent/core/device.h"
@@ -246,6 +247,16 @@ struct RangeGradsArgs {
   float* dmax = nullptr;
 };
 
+/// y[k] = round_to_accumulator_grid(b[k], input_scale, the scale of grids[k], or of the only one).
+struct RoundBiasArgs {
+  int64_t n = 0;
+  const float* b = nullptr;
+  float input_scale = 1.0f;
+  const Grid* grids = nullptr;
+  bool per_channel = false;
+  float* y = nullptr;
+};
+
 /// dx = dy inside the grid (decided on the rounded value; with mask_on_value on x itself: scale*(qmin-z) <= x <= scale*(qmax-z)), else 0.
 /// Per channel: scale_sum = sum dy * (inside ? rint(x/s) - x/s : q - z), clip_sum = sum dy * (1 - inside). A NaN x gives neither.
 /// range_grads_from_sums in quant_math.h turns the sums into dmin and dmax.
@@ -351,6 +362,9 @@ struct AdamArgs {
 /// factors to 11 and 8 bits; a backend without them computes in f32.
 enum class Precision : uint8_t { f32, tf32, bf16 };
 
+/// "f32", "tf32" or "bf16"; throws Error for another name.
+Precision precision_named(std::string_view name);
+
 struct FloatSpan {
   const float* x = nullptr;
   int64_t n = 0;
@@ -387,6 +401,7 @@ struct Kernels {
   void (*add)(const AddArgs&);
   void (*quantized_backward)(const QuantizedBackwardArgs&);
   void (*range_grads)(const RangeGradsArgs&);
+  void (*round_bias)(const RoundBiasArgs&);
   void (*min_max)(const MinMaxArgs&);
   void (*histogram_acc)(const HistogramArgs&);
   void (*resize)(const ResizeArgs&);

@@ -1,4 +1,4 @@
-// The fused add and the backward pass of fused quantization: rows of coded.cpp over the pool.
+// The fused add and the backward pass of fused quantization: rows of coded.cpp over the pool; and what is small beside them.
 #include <algorithm>
 #include <vector>
 
@@ -91,6 +91,10 @@ void range_grads(const RangeGradsArgs& a) {
     a.dmin[c] = static_cast<float>(g.min);
     a.dmax[c] = static_cast<float>(g.max);
   }
+}
+
+void round_bias(const RoundBiasArgs& a) {
+  for (int64_t k = 0; k < a.n; ++k) a.y[k] = round_to_accumulator_grid(a.b[k], a.input_scale, a.grids[a.per_channel ? k : 0].scale);
 }
 
 }  // namespace detent::cpu

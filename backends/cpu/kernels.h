@@ -32,6 +32,7 @@ void fake_quant_backward(const FakeQuantBackwardArgs&);
 void add(const AddArgs&);
 void quantized_backward(const QuantizedBackwardArgs&);
 void range_grads(const RangeGradsArgs&);
+void round_bias(const RoundBiasArgs&);
 void min_max(const MinMaxArgs&);
 void histogram_acc(const HistogramArgs&);
 void resize(const ResizeArgs&);

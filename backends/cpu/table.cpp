@@ -36,6 +36,7 @@ constexpr Kernels kTable = {
     .add = cpu::add,
     .quantized_backward = cpu::quantized_backward,
     .range_grads = cpu::range_grads,
+    .round_bias = cpu::round_bias,
     .min_max = cpu::min_max,
     .histogram_acc = cpu::histogram_acc,
     .resize = cpu::resize,

@@ -35,6 +35,7 @@ void quantized_backward(const QuantizedBackwardArgs&);
 /// sum over rows of y[rows, c], in a fixed order.
 void column_sums(const float* y, int64_t rows, int64_t c, float* out);
 void range_grads(const RangeGradsArgs&);
+void round_bias(const RoundBiasArgs&);
 void min_max(const MinMaxArgs&);
 void histogram_acc(const HistogramArgs&);
 void resize(const ResizeArgs&);

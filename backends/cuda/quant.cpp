@@ -303,6 +303,11 @@ struct RangeGradients {
   }
 };
 
+struct RoundBias {
+  RoundBiasArgs a;
+  DETENT_HD void operator()(int64_t k) const { a.y[k] = round_to_accumulator_grid(a.b[k], a.input_scale, a.grids[a.per_channel ? k : 0].scale); }
+};
+
 }  // namespace
 
 void fake_quant(const FakeQuantArgs& a) {
@@ -353,5 +358,6 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
 }
 
 void range_grads(const RangeGradsArgs& a) { elements("range_grads", a.channels, RangeGradients{a}); }
+void round_bias(const RoundBiasArgs& a) { elements("round_bias", a.n, RoundBias{a}); }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE

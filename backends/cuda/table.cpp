@@ -32,6 +32,7 @@ const Kernels& table() {
       .add = add,
       .quantized_backward = quantized_backward,
       .range_grads = range_grads,
+      .round_bias = round_bias,
       .min_max = min_max,
       .histogram_acc = histogram_acc,
       .resize = resize,

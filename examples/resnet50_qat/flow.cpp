@@ -97,6 +97,7 @@ Flow::Flow(Options options) : o_(std::move(options)) {
   set_num_threads(o_.threads);
   try {
     device_ = device_named(o_.device);
+    backend(device_).set_precision(precision_named(o_.precision));
   } catch (const Error& e) {
     fail("--device ", o_.device, ": ", e.what());
   }

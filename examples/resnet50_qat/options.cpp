@@ -32,7 +32,8 @@ void one_of(const char* option, const std::string& value, std::initializer_list<
 
 void check(const Options& o, int threads) {
   if (!o.imported()) detent::nn::models::published(o.arch);
-  one_of("--device", o.device, {"auto", "cpu", "cuda"});
+  if (!o.device.starts_with("cuda:")) one_of("--device", o.device, {"auto", "cpu", "cuda", "cuda:N"});
+  one_of("--precision", o.precision, {"f32", "tf32", "bf16"});
   one_of("--encodings-version", o.encodings_version, {"0.6.1", "1.0.0", "2.0.0"});
   at_least("--threads", threads, 1);
   at_least("--batch", o.batch, 1);
@@ -85,7 +86,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--arch", o.arch, "resnet50-v1 (Keras), resnet50-v1.5 (torchvision), resnet34, resnet18, resnet20-cifar10, mobilenet-v2, mobilenet-v2-cifar10; or FILE.onnx, weights included");
   app.add_option("--weights", o.weights, "trained float weights (safetensors, ONNX, Keras .h5)");
   app.add_option("--label-offset", o.label_offset, "subtracted from the stored labels");
-  app.add_option("--device", o.device, "auto, cpu or cuda");
+  app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N");
+  app.add_option("--precision", o.precision, "of products of floats while training on a GPU: f32, tf32 or bf16; sums and integers are exact, the CPU uses f32");
   app.add_option("--threads", threads, "threads of computation; results do not depend on it");
   app.add_option("--seed", o.seed, "seed of shuffling, augmentation and initial weights");
   app.add_option("--batch", o.batch, "images a training step");

@@ -15,7 +15,7 @@ struct Options {
   std::string arch = "resnet50-v1";
   std::string weights;
   int64_t label_offset = 1;
-  std::string device = "auto";
+  std::string device = "auto", precision = "tf32";
   int threads = 0;  ///< 0: all cores
   uint64_t seed = 0;
   int64_t batch = 32, eval_batch = 64;

@@ -18,12 +18,7 @@ void check_one(std::span<const Shape> inputs, const char* op) { DETENT_CHECK(inp
 
 Var on_accumulator_grid(const Var& bias, const Var& x, const Var& w) {
   if (!x.grids() || !w.grids() || x.grids()->size() != 1) return bias;
-  const float sx = x.grids()->front().scale;
-  const std::vector<float> b = bias.dense().to_vector<float>();
-  std::vector<float> rounded(b.size());
-  for (size_t k = 0; k < b.size(); ++k) rounded[k] = round_to_accumulator_grid(b[k], sx, (*w.grids())[w.grids()->size() == 1 ? 0 : k].scale);
-  Tensor y = Tensor::from<float>(bias.shape(), rounded).to(bias.dense().device());
-  return Tape::record("round_bias", {bias}, Var(std::move(y)), [](const Tensor& dy, GradSink& sink) { sink.add(0, dy); });
+  return round_bias(bias, x.grids()->front().scale, *w.grids());
 }
 
 Conv2d::Conv2d(const Options& options) : options_(options) {

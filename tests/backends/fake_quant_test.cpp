@@ -177,6 +177,28 @@ TEST_CASE("fake_quant_backward masked on the value: bounds belong to the grid, h
   }
 }
 
+TEST_CASE("round_bias: int32 codes on the grid of the products") {
+  const float scales[] = {0.02f, 0.0123f, 3e-7f, 1.0f / 3.0f};
+  for (const int64_t n : kTails) {
+    std::vector<float> b = awkward_values(n, -3.0f, 3.0f, 7);
+    std::vector<Grid> grids(static_cast<size_t>(n), Grid{0.02f, 0, -128, 127});
+    for (size_t k = 0; k < grids.size(); ++k) grids[k].scale = scales[k % 4];
+    for (const bool per_channel : {true, false}) {
+      const float input = 0.037f;
+      const std::vector<float> got = run_guarded<float>(n, [&](float* out) {
+        kernels().round_bias({.n = n, .b = b.data(), .input_scale = input, .grids = grids.data(), .per_channel = per_channel, .y = out});
+      });
+      for (size_t k = 0; k < b.size(); ++k) {
+        if (std::isnan(b[k])) continue;
+        const float s = static_cast<float>(static_cast<double>(input) * static_cast<double>(grids[per_channel ? k : 0].scale));
+        const double code = half_even(static_cast<double>(static_cast<float>(static_cast<double>(b[k]) / static_cast<double>(s))));
+        const float want = static_cast<float>(std::fmin(std::fmax(code, -2147483648.0), 2147483647.0) * static_cast<double>(s));
+        if (got[k] != want) FAIL_CHECK("bias ", b[k], ": ", got[k], " not ", want);
+      }
+    }
+  }
+}
+
 TEST_CASE("range_grads: channel by channel, both rules, symmetric and not") {
   const int64_t channels = 300;
   const std::vector<float> lo = random_values(channels, -4.0f, -0.5f, 3), hi = random_values(channels, 0.5f, 4.0f, 4);

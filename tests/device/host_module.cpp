@@ -105,6 +105,7 @@ bool on_host(const FakeQuantBackwardArgs& a) { return on_host({a.x, a.dy, a.grid
 bool on_host(const AddArgs& a) { return on_host(a.a) || on_host(a.b) || on_host(a.epilogue); }
 bool on_host(const QuantizedBackwardArgs& a) { return on_host({a.codes, a.residual, a.dy, a.dx, a.dbias, a.scale_sum, a.clip_sum}); }
 bool on_host(const RangeGradsArgs& a) { return on_host({a.scale_sum, a.clip_sum, a.min, a.max, a.dmin, a.dmax}); }
+bool on_host(const RoundBiasArgs& a) { return on_host({a.b, a.grids, a.y}); }
 bool on_host(const MinMaxArgs& a) { return on_host({a.x, a.min, a.max, a.nan}); }
 bool on_host(const HistogramArgs& a) { return on_host({a.x, a.counts}); }
 bool on_host(const ResizeArgs& a) { return on_host({a.x, a.y}); }
@@ -156,7 +157,7 @@ const Kernels& kernels() {
     DETENT_WRAP(conv2d_backward_filter) DETENT_WRAP(gemm) DETENT_WRAP(pointwise) DETENT_WRAP(pointwise_backward) DETENT_WRAP(binary) DETENT_WRAP(strided_copy)
     DETENT_WRAP(reduce_sum) DETENT_WRAP(max_pool) DETENT_WRAP(max_pool_backward) DETENT_WRAP(average_pool) DETENT_WRAP(average_pool_backward)
     DETENT_WRAP(batch_norm_stats) DETENT_WRAP(batch_norm) DETENT_WRAP(batch_norm_backward) DETENT_WRAP(fake_quant) DETENT_WRAP(dequantize)
-    DETENT_WRAP(fake_quant_backward) DETENT_WRAP(add) DETENT_WRAP(quantized_backward) DETENT_WRAP(range_grads) DETENT_WRAP(min_max) DETENT_WRAP(histogram_acc)
+    DETENT_WRAP(fake_quant_backward) DETENT_WRAP(add) DETENT_WRAP(quantized_backward) DETENT_WRAP(range_grads) DETENT_WRAP(round_bias) DETENT_WRAP(min_max) DETENT_WRAP(histogram_acc)
     DETENT_WRAP(resize) DETENT_WRAP(resize_backward) DETENT_WRAP(softmax) DETENT_WRAP(softmax_backward) DETENT_WRAP(cross_entropy)
 #undef DETENT_WRAP
     t.sgd_step = step<SgdArgs, &Kernels::sgd_step>;

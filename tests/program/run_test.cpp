@@ -174,7 +174,7 @@ TEST_CASE("batch_norms_left_in_are_frozen_measured_anew_and_folded_into_the_scal
 // On a GPU when there is one, else on the module of tests/device.
 TEST_CASE("a_run_on_a_device_follows_the_cpu_and_repeats_to_the_bit") {
   const Workshop w;
-  const Arguments on_device{"--device", "cuda"};
+  const Arguments on_device{"--device", "cuda:0", "--precision", "f32"};
   const Outcome cpu = w.run(w.good("cpu"));
   if (!device_available({DeviceType::cuda, 0})) ::setenv("DETENT_CUDA_MODULE", DETENT_HOST_MODULE, 1);
   const Outcome one = w.run(w.good("one") + on_device), two = w.run(w.good("two") + on_device);
