@@ -233,7 +233,7 @@ TEST_CASE("the epilogue is scale, bias, addend, clamp, quantize as quant_math.h 
 }
 
 TEST_CASE("the statistics of a convolution are those of its result") {
-  for (const Case& t : kCases) {
+  for (const test::ConvCase& t : kConvCases) {
     const ConvGeometry g = geometry(t);
     const int64_t nx = g.n * g.h * g.w * g.c, pixels = g.n * g.oh * g.ow, ny = pixels * g.k;
     // Means far from zero: a difference of sums of squares would lose the variance.
