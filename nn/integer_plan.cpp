@@ -181,6 +181,9 @@ void IntegerPlan::require_current(const Graph& g) const {
   }
 }
 
-IntegerPlan compile_integer_plan(Graph& graph) { return Compiler(graph).run(); }
+IntegerPlan compile_integer_plan(Graph& graph) {
+  const NoGrad no_grad;
+  return Compiler(graph).run();
+}
 
 }  // namespace detent::nn

@@ -42,11 +42,11 @@ const IntegerIsa* integer_isa_avx2();
 const IntegerIsa* integer_isa_avx512();       // 16-bit products
 const IntegerIsa* integer_isa_avx512_vnni();
 
-/// One pixel of a depthwise convolution: taps rows of x and of w, `channels` long.
+/// One pixel of a depthwise convolution: taps rows of x, `channels` long.
 struct IntegerDepthwise {
   const uint8_t* const* rows;  // [taps], row_stride apart
   int64_t row_stride, taps;
-  const int16_t* w;            // [taps][channels]
+  const int16_t* w;            // [pairs of taps][channels][2], 0 for a tap that is missing
   int64_t channels;
   const IntegerTarget* target;
   uint8_t* y;

@@ -21,6 +21,7 @@ struct Vec {
     I even, odd;
   };
   using Codes = Weights;
+  DETENT_VEC void hide(Codes& a) { asm volatile("" : "+v"(a.even), "+v"(a.odd)); }
   DETENT_VEC Weights weights(const int8_t* p) {
     const I w = _mm256_loadu_si256(reinterpret_cast<const I*>(p));
     return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};

@@ -16,6 +16,7 @@ struct Vec {
     I even, odd;
   };
   using Codes = Weights;
+  DETENT_VEC void hide(Codes& a) { asm volatile("" : "+v"(a.even), "+v"(a.odd)); }
   DETENT_VEC Weights weights(const int8_t* p) {
     const I w = _mm512_loadu_si512(p);
     return {_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), _mm512_srai_epi16(w, 8)};

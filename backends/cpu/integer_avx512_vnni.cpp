@@ -14,6 +14,7 @@ struct Vec {
 
   using Weights = I;
   using Codes = I;
+  DETENT_VEC void hide(Codes& a) { asm volatile("" : "+v"(a)); }
   DETENT_VEC Weights weights(const int8_t* p) { return _mm512_loadu_si512(p); }
   DETENT_VEC Codes codes(int32_t word) { return _mm512_set1_epi32(word); }
   DETENT_VEC I dot(I acc, Codes a, Weights b) { return _mm512_dpbusd_epi32(acc, a, b); }

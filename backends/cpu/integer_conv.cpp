@@ -190,7 +190,7 @@ int64_t weights_of(const ConvGeometry& g) { return g.k * g.r * g.s * (g.c / g.gr
 
 int64_t integer_packed_bytes(const IntegerEngine& e, const ConvGeometry& g) {
   if (!e.isa) return weights_of(g);
-  return is_depthwise(g) ? weights_of(g) * 2 : Layout(*e.isa, g).group_bytes * g.groups;
+  return is_depthwise(g) ? (g.r * g.s + 1) / 2 * 4 * g.k : Layout(*e.isa, g).group_bytes * g.groups;
 }
 
 void integer_pack(const IntegerEngine& e, const ConvGeometry& g, const int8_t* q, void* packed) {
@@ -201,8 +201,9 @@ void integer_pack(const IntegerEngine& e, const ConvGeometry& g, const int8_t* q
   if (is_depthwise(g)) {
     auto* w = static_cast<int16_t*>(packed);
     const int64_t taps = g.r * g.s;
+    std::memset(packed, 0, static_cast<size_t>(integer_packed_bytes(e, g)));
     for (int64_t k = 0; k < g.k; ++k) {
-      for (int64_t t = 0; t < taps; ++t) w[t * g.k + k] = q[k * taps + t];
+      for (int64_t t = 0; t < taps; ++t) w[(t / 2 * g.k + k) * 2 + t % 2] = q[k * taps + t];
     }
     return;
   }

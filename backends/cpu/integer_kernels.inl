@@ -73,13 +73,13 @@ static int32_t burst(int64_t rounds) {
   alignas(64) int8_t w[4 * kV];
   for (int i = 0; i < 4 * kV; ++i) w[i] = static_cast<int8_t>(i);
   const Vec::Weights b = Vec::weights(w);
-  const Vec::Codes a = Vec::codes(static_cast<int32_t>(rounds));
+  Vec::Codes a = Vec::codes(static_cast<int32_t>(rounds));
   for (int64_t r = 0; r < rounds; ++r) {
     DETENT_UNROLL
     for (int i = 0; i < kChains; ++i) {
+      // Or the compiler would see that all products are one.
+      Vec::hide(a);
       acc[i] = Vec::dot(acc[i], a, b);
-      // Or the compiler would see that all chains are one.
-      asm volatile("" : "+v"(acc[i]));
     }
   }
   DETENT_UNROLL

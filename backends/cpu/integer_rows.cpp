@@ -69,22 +69,51 @@ void max_taps(const uint8_t* const* tap, int64_t taps, int64_t offset, int64_t c
   }
 }
 
-void depthwise(const IntegerDepthwise& a) {
+#if defined(__AVX512F__)
+
+void depthwise(const IntegerDepthwise& arguments) {
+  const IntegerDepthwise a = arguments;
+  const IntegerTarget e = *a.target;
+  const __m512 most = _mm512_set1_ps(e.hi - e.zero_point);
+  const __m512i z = _mm512_set1_epi32(static_cast<int32_t>(e.zero_point)), least = _mm512_set1_epi32(static_cast<int32_t>(e.lo));
+  for (int64_t c = 0; c < a.channels; c += 16) {
+    const __mmask16 m = a.channels - c < 16 ? static_cast<__mmask16>((1u << (a.channels - c)) - 1u) : __mmask16(0xffff);
+    __m512i acc = _mm512_maskz_loadu_epi32(m, e.offset + c);
+    const int16_t* w = a.w + 2 * c;
+    for (int64_t t = 0; t < a.taps; t += 2, w += 2 * a.channels) {
+      const uint8_t* const second = a.rows[(t + 1 < a.taps ? t + 1 : t) * a.row_stride];
+      const __m512i x0 = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, a.rows[t * a.row_stride] + c)), x1 = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, second + c));
+      acc = _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_or_si512(x0, _mm512_slli_epi32(x1, 16)), _mm512_maskz_loadu_epi32(m, w)));
+    }
+    const __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(most, _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_maskz_loadu_ps(m, e.multiplier + c))));
+    // Far below, the sum with the zero point might wrap.
+    const __m512i codes = _mm512_max_epi32(_mm512_add_epi32(_mm512_max_epi32(q, _mm512_set1_epi32(-512)), z), least);
+    _mm_mask_storeu_epi8(a.y + c, m, _mm512_cvtepi32_epi8(codes));
+  }
+}
+
+#else
+
+void depthwise(const IntegerDepthwise& arguments) {
+  const IntegerDepthwise a = arguments;
   const IntegerTarget e = *a.target;
   const Grid g{1.0f, static_cast<int32_t>(e.zero_point), static_cast<int32_t>(e.lo), static_cast<int32_t>(e.hi)};
   int32_t acc[kBlock];
   for (int64_t c = 0; c < a.channels; c += kBlock) {
     const int64_t n = a.channels - c < kBlock ? a.channels - c : kBlock;
     for (int64_t j = 0; j < n; ++j) acc[j] = e.offset[c + j];
-    for (int64_t t = 0; t < a.taps; ++t) {
-      const uint8_t* x = a.rows[t * a.row_stride] + c;
-      const int16_t* w = a.w + t * a.channels + c;
-      for (int64_t j = 0; j < n; ++j) acc[j] = wrapping_add(acc[j], static_cast<int16_t>(x[j]) * w[j]);
+    for (int64_t t = 0; t < a.taps; t += 2) {
+      const uint8_t* const x = a.rows[t * a.row_stride] + c;
+      const uint8_t* const y = a.rows[(t + 1 < a.taps ? t + 1 : t) * a.row_stride] + c;
+      const int16_t* const w = a.w + (t / 2 * a.channels + c) * 2;
+      for (int64_t j = 0; j < n; ++j) acc[j] = wrapping_add(acc[j], x[j] * w[2 * j] + y[j] * w[2 * j + 1]);
     }
     for (int64_t j = 0; j < n; ++j) acc[j] = requantize(acc[j], e.multiplier[c + j], g);
     for (int64_t j = 0; j < n; ++j) a.y[c + j] = static_cast<uint8_t>(acc[j]);
   }
 }
+
+#endif
 
 }  // namespace
 

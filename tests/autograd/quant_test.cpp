@@ -1,3 +1,5 @@
+#include <functional>
+
 // Fake quantization on the tape: values, straight-through masks, and range gradients against AIMET's numbers and its formula in double.
 #include <algorithm>
 
@@ -216,4 +218,37 @@ TEST_CASE("fake_quant_errors_name_the_channel") {
   CHECK_THROWS_WITH_AS(fake_quant_ste(x, two, {1, 3, 2}), doctest::Contains("2 grids for 3 channels"), Error);
   CHECK_THROWS_WITH_AS(fake_quant_ste(x, one, {1, 1, 5}), doctest::Contains("does not cover x [2,3]"), Error);
   CHECK_THROWS_WITH_AS(fake_quant_learned(x, x, x, std::span(&good, 1), {1, 1, 6}, {}), doctest::Contains("min has shape [2,3], [1] wanted"), Error);
+}
+
+TEST_CASE("operations that move elements move codes, with the same values") {
+  const Shape shape{2, 5, 6, 7};
+  std::vector<uint8_t> q(static_cast<size_t>(shape.elements()));
+  for (size_t i = 0; i < q.size(); ++i) q[i] = static_cast<uint8_t>(i * 37 % 251);
+  const Grid grid{0.03f, 77, 0, 255};
+  const Var coded(Coded{Tensor::from<uint8_t>(shape, q), grid}), plain(coded.dense());
+  const std::vector<int64_t> before{0, 1, 0, 2}, after{1, 0, 3, 0};
+  const std::vector<int> order{0, 3, 1, 2};
+  PoolSpec pool;
+  pool.kernel[0] = pool.kernel[1] = 3;
+  pool.stride[0] = pool.stride[1] = 2;
+  pool.padding = {1, 1, 1, 1};
+  const std::function<Var(const Var&)> ops[] = {
+      [](const Var& x) { return slice(x, {{0, 1, 5, 0}, {2, 5, -7, 7}, {1, 2, -2, 3}}); },
+      [&](const Var& x) { return pad(x, before, after); },
+      [&](const Var& x) { return transpose(x, order); },
+      [](const Var& x) { return concat(std::vector<Var>{x, x}, 3); },
+      [&](const Var& x) { return max_pool(x, pool); },
+      [](const Var& x) { return flatten(x); },
+  };
+  for (const auto& op : ops) {
+    const Var got = op(coded), want = op(plain);
+    REQUIRE(got.coded());
+    CHECK(got.coded()->grid == grid);
+    CHECK(got.shape() == want.shape());
+    CHECK(got.dense().to_vector<float>() == want.dense().to_vector<float>());
+  }
+  // A padding value that has no code, and codes of different grids, are floats.
+  CHECK_FALSE(pad(coded, before, after, 1.0f).coded());
+  const Var other(Coded{Tensor::from<uint8_t>(shape, q), {0.04f, 77, 0, 255}});
+  CHECK_FALSE(concat(std::vector<Var>{coded, other}, 3).coded());
 }

@@ -148,6 +148,25 @@ TEST_CASE("planned_quantized_steps_yield_codes") {
   }
 }
 
+TEST_CASE("a_grid_of_its_own_behind_codes_that_only_moved_is_applied") {
+  Graph g;
+  const Value x = g.input("input", {4, 4, 3});
+  const Value r = g.add<Activation>("relu", {g.add<Conv2d>("conv", {x}, Conv2d::Options{.in = 3, .out = 5})}, relu_op());
+  PoolSpec spec;
+  spec.kernel[0] = spec.kernel[1] = 2;
+  const Value p = g.add<MaxPool>("pool", {r}, spec);
+  g.output(g.add<Dense>("fc", {g.add<Flatten>("flatten", {p})}, Dense::Options{.in = 45, .out = 3}));
+  randomize(g, 1);
+  quant::QuantSim sim(g);  // AIMET's default rules
+  const Tensor images = random_tensor({2, 4, 4, 3}, 2);
+  sim.compute_encodings([&] { g(images); });
+  REQUIRE(sim.find("pool"));
+  sim.find("pool")->set_ranges({{0.0, 0.25}});
+  const Tensor planned = infer_as(g, Execution::planned, images);
+  CHECK(same_bits(planned, infer_as(g, Execution::node_by_node, images)));
+  CHECK(same_bits(planned, infer_as(g, Execution::integer, images)));
+}
+
 TEST_CASE("plan_follows_changes_of_the_graph") {
   Graph g = small_network();
   randomize(g, 1);
