@@ -14,6 +14,7 @@ void append(std::string& out, char v) { out.push_back(v); }
 void append(std::string& out, bool v) { out.append(v ? "true" : "false"); }
 
 void append(std::string& out, double v) {
+  if (v != v) return void(out.append("NaN"));  // its sign means nothing
   char buf[40];
   // Values mostly come from float: the shortest text that reads back as the same float is the one a person wants to see.
   const auto f = static_cast<float>(v);

@@ -4,11 +4,11 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
-#include "detent/core/backend.h"
 #include "detent/core/bytes.h"
 #include "detent/core/file.h"
 #include "detent/io/data/crc32c.h"
 #include "detent/io/weights.h"
+#include "detent/nn/train.h"
 
 namespace detent::io {
 namespace {
@@ -165,18 +165,8 @@ Sections read_checkpoint_file(const std::string& path) {
   return sections;
 }
 
-// A step can leave weights that are not finite behind: only the next one would notice. What is saved must be worth going back to.
-static void check_finite(const std::string& path, const std::string& name, const Tensor& t) {
-  if (t.dtype() != DType::f32) return;
-  const FloatSpan span{t.data<float>(), t.elements()};
-  int64_t bad = 0;
-  backend(t.device()).kernels().count_nonfinite(&span, 1, &bad);
-  DETENT_CHECK(bad == 0, "checkpoint ", path, ": not written: ", bad, " of ", t.elements(), " values of \"", name, "\" are not finite; training has diverged, lower the learning rate");
-}
-
 void save_checkpoint(const std::string& path, nn::Graph& graph, quant::QuantSim* sim, const nn::Optimizer& optimizer, const Progress& progress) {
-  for (const nn::Parameter* p : graph.parameters()) check_finite(path, p->name, p->value);
-  for (const auto& [name, tensor] : graph.state()) check_finite(path, name, *tensor);
+  nn::require_finite(graph, text("checkpoint ", path, ": not written"));  // what is saved must be worth going back to
   Sections s;
   s["progress"] = progress_text(progress);
   s["weights"] = safetensors_bytes(weights_of(graph));

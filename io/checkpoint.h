@@ -29,8 +29,8 @@ struct Progress {
   int64_t step = 0;         ///< optimizer steps done
   int64_t epoch = 0;        ///< the epoch the next batch belongs to
   int64_t batch = 0;        ///< batches of that epoch already used
-  std::string options;      ///< the program's own: whatever must be equal to go on
-  std::string report;       ///< the program's own: results so far (accuracies of earlier stages), log
+  std::string options{};    ///< the program's own: whatever must be equal to go on
+  std::string report{};     ///< the program's own: results so far (accuracies of earlier stages), log
 };
 
 /// Weights, batch-norm statistics, quantizers (state, ranges, statistics), optimizer and progress. Throws Error naming a parameter that is not finite: a checkpoint is good.

@@ -4,12 +4,14 @@
 #include "detent/io/encodings.h"
 #include "detent/io/onnx/export.h"
 #include "detent/io/weights.h"
+#include "detent/nn/train.h"
 
 namespace detent {
 
 namespace io {
 
 std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOptions& o) {
+  nn::require_finite(sim.graph(), text("export of ", o.prefix, ": not written"));
   make_folders(o.folder);
   const std::string weights = o.prefix + ".safetensors", encodings = o.prefix + ".encodings", model = o.prefix + ".onnx", qdq = o.prefix + ".qdq.onnx";
   save_weights(sim.graph(), join_path(o.folder, weights));

@@ -17,7 +17,7 @@ struct ExportOptions {
 };
 
 /// Writes PREFIX.safetensors (the float weights as they are), PREFIX.encodings, PREFIX.onnx and PREFIX.qdq.onnx (io/onnx/export.h), each complete or not at all.
-/// Returns the file names in order.
+/// Returns the file names in order. Throws Error naming a weight that is not finite.
 std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOptions& options);
 
 }  // namespace detent::io

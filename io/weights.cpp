@@ -1,9 +1,11 @@
 #include "detent/io/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "detent/core/file.h"
 #include "detent/io/keras_h5.h"
@@ -78,7 +80,7 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
   }
   std::string wrong;
   int count = 0;
-  std::vector<std::pair<Tensor*, const Tensor*>> pairs;
+  std::vector<std::tuple<std::string, Tensor*, const Tensor*>> fitting;
   for (const auto& [name, target] : graph.state()) {
     const auto it = given.find(name);
     if (it == given.end()) {
@@ -90,12 +92,17 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
     } else if (it->second->dtype() != DType::f32) {
       append_some(wrong, count, text(name, ": type ", to_string(it->second->dtype()), ", expected f32"));
     }
-    pairs.emplace_back(target, it->second);
+    fitting.emplace_back(name, target, it->second);
     given.erase(it);
   }
   for (const auto& [name, tensor] : given) append_some(wrong, count, text(name, ": ", tensor->shape(), " is not in this network"));
   DETENT_CHECK(wrong.empty(), "weights ", source, ": ", count, " tensors do not fit; is --arch right?", wrong, count > 40 ? "\n  ..." : "");
-  for (const auto& [target, value] : pairs) target->copy_from((value->rank() == 4 ? oihw_to_ohwi(*value) : *value).to(target->device()));
+  for (const auto& [name, target, value] : fitting) {
+    const Tensor& t = *value;
+    const auto bad = static_cast<int64_t>(std::count_if(t.data<float>(), t.data<float>() + t.elements(), [](float v) { return !std::isfinite(v); }));
+    DETENT_CHECK(bad == 0, "weights ", source, ": ", bad, " of ", t.elements(), " values of \"", name, "\" are not finite; the training that wrote them diverged, use an earlier file");
+  }
+  for (const auto& [name, target, value] : fitting) target->copy_from((value->rank() == 4 ? oihw_to_ohwi(*value) : *value).to(target->device()));
 }
 
 // Initializers by name; those that are no weights (bounds of slices and clips) are left out.

@@ -90,6 +90,18 @@ void require_ready(const Graph& graph, const char* action) {
   }
 }
 
+void require_finite(Graph& graph, std::string_view what) {
+  const auto check = [&](const std::string& name, const Tensor& t) {
+    if (t.dtype() != DType::f32) return;
+    const FloatSpan span{t.data<float>(), t.elements()};
+    int64_t bad = 0;
+    backend(t.device()).kernels().count_nonfinite(&span, 1, &bad);
+    DETENT_CHECK(bad == 0, what, ": ", bad, " of ", t.elements(), " values of \"", name, "\" are not finite; training has diverged, lower the learning rate");
+  };
+  for (const Parameter* p : graph.parameters()) check(p->name, p->value);
+  for (const auto& [name, tensor] : graph.state()) check(name, *tensor);
+}
+
 std::string first_nonfinite_value(Graph& graph, const Tensor& images) {
   std::string found;
   // Before the transform too: a quantizer turns NaN into zero.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 
 #include "detent/core/recorded_step.h"
 #include "detent/nn/graph.h"
@@ -62,6 +63,10 @@ class Trainer {
   RecordedStep recorded_;
   int64_t step_ = 0;
 };
+
+/// Throws Error when a parameter or running statistic holds a NaN or an infinity: "what: ...", with its name. The last step of a run that diverges leaves them
+/// behind, and only the next one would notice.
+void require_finite(Graph& graph, std::string_view what);
 
 /// The name of the first value with a NaN or an infinity when the network runs on these images, or "".
 std::string first_nonfinite_value(Graph& graph, const Tensor& images);

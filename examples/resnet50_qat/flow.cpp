@@ -381,6 +381,7 @@ bool Flow::train() {
         guard.keep = true;
       }
       if (stop) {
+        bar.finish();
         say_stopped();
         return false;
       }
@@ -389,6 +390,7 @@ bool Flow::train() {
     ++progress_.epoch;
     progress_.batch = 0;
   }
+  naming_last_checkpoint([&] { nn::require_finite(net_, "training"); });
   log.sync();
   log.close();
   guard.keep = true;
@@ -404,7 +406,9 @@ void Flow::resume() {
   std::vector<std::string> skipped;
   resume_from_ = o_.resume == "auto" ? io::newest_good_checkpoint(o_.output, o_.prefix, &skipped) : o_.resume;
   for (const std::string& s : skipped) say(false, "warning: " + s);
-  if (resume_from_.empty()) return say(o_.quiet, "no checkpoint to resume from: starting anew");
+  if (!skipped.empty()) say(false, resume_from_.empty() ? "warning: no good checkpoint is left: starting anew" : "warning: going on from the one before, " + resume_from_);
+  else if (resume_from_.empty()) say(o_.quiet, "no checkpoint to resume from: starting anew");
+  if (resume_from_.empty()) return;
   const io::Progress p = io::read_progress(resume_from_);
   const auto then = nlohmann::json::parse(p.options, nullptr, false), now = nlohmann::json::parse(resume_key(o_));
   DETENT_CHECK(then.is_object(), "--resume ", resume_from_, ": its options cannot be read");

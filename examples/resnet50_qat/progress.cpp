@@ -23,8 +23,11 @@ constexpr double kPlainInterval = 15.0, kTerminalInterval = 0.1;
 Progress::Progress(std::string label, int64_t total, bool quiet)
     : label_(std::move(label)), total_(std::max<int64_t>(total, 1)), quiet_(quiet), terminal_(isatty(2) != 0), start_(std::chrono::steady_clock::now()), drawn_(start_) {}
 
-Progress::~Progress() {
+Progress::~Progress() { finish(); }
+
+void Progress::finish() {
   if (!quiet_ && done_ > 0) draw(done_, note_, true);
+  done_ = 0;
 }
 
 double Progress::seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }

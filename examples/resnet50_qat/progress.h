@@ -15,6 +15,8 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
   /// `done` of total units; `note` is shown behind (loss).
   void update(int64_t done, const std::string& note = {});
+  /// The last line, at once: what is said next comes behind it.
+  void finish();
   double seconds() const;
 
  private:

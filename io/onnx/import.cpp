@@ -162,7 +162,7 @@ void Importer::read_inputs() {
     std::vector<int64_t> ours(d.size());
     for (size_t i = 0; i < d.size(); ++i) ours[static_cast<size_t>(f.axes[i])] = d[i];
     f.value = net_.graph.input(info.name(), Shape(std::span<const int64_t>(ours).subspan(1)));
-    DETENT_CHECK(features_.emplace(info.name(), f).second, "two inputs are named \"", info.name(), "\"");
+    features_.emplace(info.name(), f);  // the Graph has refused a name that comes twice
   }
   DETENT_CHECK(!net_.graph.inputs().empty(), "it has no input");
 }
@@ -247,9 +247,9 @@ std::vector<int64_t> Importer::int64_list(const NodeProto& n, int input, const c
 
 const Feature& Importer::feature(const NodeProto& n, int input) {
   if (!has_input(n, input)) unsupported("input ", input, " is missing");
+  if (codes_.count(n.input(input))) unsupported("it computes on quantized codes; only QuantizeLinear - DequantizeLinear pairs are supported");
   const auto it = features_.find(n.input(input));
   if (it != features_.end()) return it->second;
-  if (codes_.count(n.input(input))) unsupported("it computes on quantized codes; only QuantizeLinear - DequantizeLinear pairs are supported");
   if (is_constant(n.input(input))) unsupported("input ", input, " is a constant");
   unsupported("input \"", n.input(input).substr(0, 64), "\" does not exist");
 }

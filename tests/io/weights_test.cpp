@@ -1,6 +1,8 @@
 // Weights into a Graph: names, prefixes, and every mismatch at once.
 #include "detent/io/weights.h"
 
+#include <limits>
+
 #include "detent/tests/io/support.h"
 #include "detent/tests/nn/support.h"
 
@@ -75,4 +77,24 @@ TEST_CASE("weights_files_that_are_none") {
   test::spill(folder / "text", "hello, this is no weight file");
   CHECK_MENTIONS(message_of([&] { load_weights(g, folder / "text"); }), "text");
   CHECK_MENTIONS(message_of([&] { load_weights(g, folder / "absent"); }), "absent");
+}
+
+TEST_CASE("weights_that_are_not_finite_are_refused_by_name_and_change_nothing") {
+  nn::Graph g = small_network();
+  randomize(g, 1);
+  std::vector<NamedTensor> tensors = weights_of(g);
+  for (NamedTensor& t : tensors) {
+    t.tensor = t.tensor.clone();
+    t.tensor.fill(1.0f);
+    if (t.name == "conv2.weight") t.tensor.data<float>()[3] = std::numeric_limits<float>::infinity();
+  }
+  const std::vector<float> before = g.parameters()[0]->value.to_vector<float>();
+  const std::string m = message_of([&] { assign_weights(g, tensors, "some.safetensors"); });
+  for (const char* part : {"some.safetensors: 1 of ", "values of \"conv2.weight\" are not finite"}) CHECK_MENTIONS(m, part);
+  CHECK(g.parameters()[0]->value.to_vector<float>() == before);
+}
+
+TEST_CASE("only_weights_of_convolutions_change_their_layout") {
+  CHECK_MENTIONS(message_of([] { oihw_to_ohwi(Tensor::zeros({2, 3})); }), "[2,3] is not a convolution's weight");
+  CHECK_MENTIONS(message_of([] { ohwi_to_oihw(Tensor::zeros({2, 3})); }), "[2,3] is not a convolution's weight");
 }

@@ -110,7 +110,7 @@ TEST_CASE("bad_weights") {
                {"another number of classes", {"--classes", "11"}, {"linear.weight", "[11,64]"}},
                {"pickled", {"--weights", w / "w.pth"}, {"w.pth", "never unpickled"}},
                {"a data file", {"--weights", (w / "data") + "/valid-00000-of-00001"}, {"valid-00000-of-00001"}},
-               {"NaN", {"--weights", w / "nan"}, {"calibration", "\"linear\""}},
+               {"NaN", {"--weights", w / "nan"}, {"weights", "1 of ", "are not finite"}},
            });
 }
 

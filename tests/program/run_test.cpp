@@ -252,7 +252,8 @@ TEST_CASE("a_killed_run_resumes_to_the_same_bits") {
   spill(newest, slurp(newest).substr(0, 5000));
   const Outcome o = w.run(w.good("killed") + more + Arguments{"--resume", "auto"});
   CHECK(o.code == 0);
-  CHECK_CONTAINS(o.err, "m.step-28.ckpt");
+  CHECK_CONTAINS(o.err, "m.step-28.ckpt: ");
+  CHECK_CONTAINS(o.err, "warning: going on from the one before, ");
   same_results(w, "whole", "killed");
 }
 
@@ -269,4 +270,15 @@ TEST_CASE("a_run_that_diverges_names_the_layer_and_the_last_good_checkpoint") {
   REQUIRE(at != std::string::npos);
   CHECK(file_exists(o.err.substr(at + said.size(), o.err.find('\n', at) - at - said.size())));
   CHECK_FALSE(file_exists((w / "diverged") + "/m.safetensors"));
+}
+
+TEST_CASE("weights_that_are_not_finite_are_neither_saved_nor_exported") {
+  const Workshop w;
+  // The only step leaves infinities behind, and no further one looks at them.
+  const Outcome o = w.run(w.good("infinite") + Arguments{"--max-steps", "1", "--lr", "3e38"});
+  INFO(o.err);
+  CHECK(o.code == 2);
+  CHECK_CONTAINS(o.err, "are not finite; training has diverged, lower the learning rate");
+  CHECK_FALSE(file_exists((w / "infinite") + "/m.safetensors"));
+  CHECK_FALSE(file_exists((w / "infinite") + "/m.log.jsonl"));
 }

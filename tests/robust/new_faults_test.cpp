@@ -84,9 +84,9 @@ struct Data {
 struct Step {
   nn::Graph net = tiny_network();
   std::unique_ptr<quant::QuantSim> sim;
-  nn::Adam adam{{.learning_rate = 0.01f}};
+  nn::Adam adam;
   std::unique_ptr<nn::Trainer> trainer;
-  Step(bool quantized, const Data& data) {
+  Step(bool quantized, const Data& data) : adam({.learning_rate = 0.01f}) {
     nn::fold_batch_norms(net);
     if (quantized) {
       sim = std::make_unique<quant::QuantSim>(net);
