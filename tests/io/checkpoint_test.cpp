@@ -1,6 +1,10 @@
 // Checkpoints: the same bits back, and nothing touched by a file that is not intact.
 #include "detent/io/checkpoint.h"
 
+#include <functional>
+
+#include "detent/core/bytes.h"
+#include "detent/io/data/crc32c.h"
 #include "detent/io/safetensors.h"
 #include "detent/nn/passes/fold_batch_norm.h"
 #include "detent/tests/io/support.h"
@@ -125,6 +129,64 @@ TEST_CASE("checkpoints_of_another_network_change_nothing") {
   const std::string before = same.fingerprint();
   CHECK_MENTIONS(message_of([&] { load_checkpoint(folder / "a.ckpt", same.graph, same.sim.get(), same.sgd); }), "elsewhere");
   CHECK(same.fingerprint() == before);
+}
+
+TEST_CASE("sections_that_contradict_themselves_change_nothing") {
+  const TempFolder folder;
+  Run a(1), per_channel(1, {.scheme = quant::Scheme::range_learning_tf, .config = quant::default_config("integer")});
+  a.calibrate();
+  a.train(0, 2);
+  per_channel.calibrate();
+  const auto refused = [&](Run& run, const char* words, const std::function<void(Sections&)>& change) {
+    save_checkpoint(folder / "a.ckpt", run.graph, run.sim.get(), run.sgd, kProgress);
+    Sections s = read_checkpoint_file(folder / "a.ckpt");
+    change(s);
+    write_checkpoint_file(folder / "a.ckpt", s);
+    const std::string before = run.fingerprint();
+    CHECK_CONTAINS(message_of([&] { load_checkpoint(folder / "a.ckpt", run.graph, run.sim.get(), run.sgd); }), std::string(words));
+    CHECK(run.fingerprint() == before);
+  };
+  const auto replace = [](std::string& s, const std::string& from, const std::string& to) {
+    const size_t at = s.find(from);
+    REQUIRE(at != std::string::npos);
+    s.replace(at, from.size(), to);
+  };
+  for (const char* key : {"\"step\":", "\"epoch\":", "\"batch\":"}) {
+    refused(a, "negative progress", [&](Sections& s) { replace(s["progress"], key, std::string(key) + "-"); });
+  }
+  refused(a, "section \"progress\": ", [&](Sections& s) { s["progress"] = "{}"; });
+  refused(a, "section \"weights\" is missing", [&](Sections& s) { s.erase("weights"); });
+  refused(a, "section \"optimizer\" has no step count", [&](Sections& s) { replace(s["optimizer"], "\"steps\"", "\"stops\""); });
+  refused(a, "-2 steps done", [&](Sections& s) { s["optimizer"] = safetensors_bytes({}, {{"steps", "-2"}}); });
+  refused(a, "optimizer state \"conv1.weight/momentum\" is", [&](Sections& s) { s["optimizer"] = safetensors_bytes(std::vector<NamedTensor>{{"conv1.weight/momentum", Tensor::zeros({1})}}, {{"steps", "2"}}); });
+  // As many ranges as another network has channels.
+  refused(per_channel, "ranges, this network", [&](Sections& s) {
+    ByteWriter out;
+    out.put<uint64_t>(per_channel.sim->placements().size());
+    for (const quant::Placement& p : per_channel.sim->placements()) {
+      quant::Quantizer narrow(p.name, p.quantizer->spec());
+      if (p.parameter) narrow.encode(Tensor::full({2, 3, 3, 2}, 0.5f));
+      out.put_string(p.name);
+      out.put_string((p.parameter ? narrow : *p.quantizer).save());
+    }
+    s["quantizers"] = out.take();
+  });
+}
+
+TEST_CASE("a_section_that_comes_twice_is_refused") {
+  const TempFolder folder;
+  write_checkpoint_file(folder / "a.ckpt", {{"a", "payload"}, {"b", "payload"}});
+  // With every checksum right: the second section is the first one again.
+  const std::string good = slurp(folder / "a.ckpt"), head = good.substr(8, 8), section = good.substr(16, 4 + 1 + 8 + 7 + 4);
+  uint32_t all = crc32c(head.data(), head.size());
+  for (int i = 0; i < 2; ++i) {
+    all = crc32c(section.data() + 4, 1, all);
+    all = crc32c(section.data() + 5, 8, all);
+    all = crc32c(section.data() + section.size() - 4, 4, all);
+  }
+  const uint32_t tail = masked_crc(all);
+  spill(folder / "a.ckpt", good.substr(0, 16) + section + section + std::string(reinterpret_cast<const char*>(&tail), 4));
+  CHECK_CONTAINS(message_of([&] { read_checkpoint_file(folder / "a.ckpt"); }), "section \"a\" appears twice");
 }
 
 TEST_CASE("the_newest_good_checkpoint") {

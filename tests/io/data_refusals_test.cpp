@@ -167,6 +167,9 @@ TEST_CASE("images: what cannot be decoded, encoded, cropped or resized") {
       {"f: record: the JPEG image cannot be decoded: ", [&] { decode(good.substr(0, good.size() - 20)); }},
       {"an image of 0x4 with 0 bytes cannot be encoded", [] { encode_jpeg({0, 4, {}}, 80); }},
       {"an image of 2x2 with 3 bytes cannot be encoded", [] { encode_jpeg({2, 2, std::vector<uint8_t>(3)}, 80); }},
+#if DETENT_TEST_STB
+      {"an image of 0x4 with 0 bytes cannot be encoded", [] { jpeg::encode_with_stb({0, 4, {}}, 80); }},
+#endif
       {"preprocess: imagenet is not one of keras, torchvision, cifar", [] { parse_preprocess("imagenet"); }},
       {"image size: 9000 is not in 1..8192", [] { Preprocessor(Preprocess::keras, 9000); }},
       {"preprocess: an image of 2x2 with 3 bytes", [&] { Preprocessor(Preprocess::cifar, 32).run({2, 2, std::vector<uint8_t>(3)}, floats.data(), nullptr, memory); }},
@@ -184,6 +187,13 @@ TEST_CASE("data sets and loaders: options and places that make no sense") {
   const auto set = std::make_shared<TfRecordDataset>(dir / "data", "train");
   LoaderOptions options{.batch = 4, .preprocess = Preprocess::cifar, .image_size = 16, .classes = 10, .threads = 0}, no_prefetch = options;
   no_prefetch.prefetch = 0;
+  // A data set of one's own that skips nothing.
+  struct Broken : Dataset {
+    int64_t size() const override { return 4; }
+    void read(int64_t, Sample&) const override { throw BadRecord("strange: record 0 is broken"); }
+    std::string where(int64_t) const override { return "strange"; }
+  };
+  Batch batch;
   Sample sample;
   check_refused({
       {"interleave -1, skip_bad_records 0 and cache_bytes 0 must not be negative", [&] { TfRecordDataset(dir / "data", "train", {.interleave = -1}); }},
@@ -191,6 +201,7 @@ TEST_CASE("data sets and loaders: options and places that make no sense") {
       {"loader: prefetch 0 is not in 1..1024", [&] { Loader(set, no_prefetch); }},
       {"loader: batch 9 of epoch 0 was asked for, an epoch has 2 batches", [&] { Loader(set, options).seek(0, 9); }},
       {"loader: position 99 of", [&] { static_cast<void>(Loader(set, options).record_at(0, 99)); }},
+      {"strange: record 0 is broken", [&] { io::Loader(std::make_shared<Broken>(), options).next(batch); }},
       {"synthetic image: size 4 is not in 8..4096", [] { synthetic_image(1, 0, 0, 4, 0.5f); }},
       {"synthetic image: difficulty 2 is not in 0..1", [] { synthetic_image(1, 0, 0, 32, 2.0f); }},
       {"0 training and 4 validation images", [&] { synthetic({.train_images = 0, .valid_images = 4}); }},

@@ -92,10 +92,11 @@ struct Table {
   std::string index_mark = "TREE", heap_mark = "HEAP", list_mark = "SNOD", names = std::string("conv\0", 5);
   int level = 0, form = 0;
   uint64_t name_at = 0;
+  bool target = true;
   std::string file() const {
     File f;
-    const uint64_t target = f.object("");
-    const uint64_t list = f.put(list_mark + little(1, 2) + little(1, 2) + little(name_at, 8) + little(target, 8) + little(static_cast<uint64_t>(form), 4) + little(0, 20));
+    const uint64_t object = f.object("");
+    const uint64_t list = f.put(list_mark + little(1, 2) + little(1, 2) + little(name_at, 8) + little(target ? object : kNowhere, 8) + little(static_cast<uint64_t>(form), 4) + little(0, 20));
     const uint64_t own_names = f.put(names), heap = f.put(heap_mark + little(0, 4) + little(names.size(), 8) + little(0, 8) + little(own_names, 8));
     const uint64_t tree = f.index(0, level, {{little(0, 8), list}});
     f.bytes.replace(tree, 4, index_mark);
@@ -167,8 +168,11 @@ TEST_CASE("keras: groups and links that are not followed") {
   for (int i = 0; i < 14; ++i) below = deep.object(link("g", below));
   const std::string bias = datatype() + dataspace({2}) + compact(kTwo);
   const uint64_t a = twice.object(link("conv", twice.object(link("bias:0", twice.object(bias))))), b = twice.object(link("conv", twice.object(link("bias:0", twice.object(bias)))));
-  Table tree, level, heap, list, unnamed, endless_name, soft;
-  tree.index_mark = "NONE", level.level = 17, heap.heap_mark = "NONE", list.list_mark = "NONE", unnamed.names = std::string(5, '\0'), endless_name.names = "conv!", soft.form = 2;
+  Table tree, level, heap, list, unnamed, endless_name, soft, nowhere;
+  File uneven;
+  const uint64_t low = uneven.index(0, 5, {}), high = uneven.index(0, 1, {{little(0, 8), low}});
+  const uint64_t names = uneven.put(std::string(8, '\0')), name_heap = uneven.put("HEAP" + little(0, 4) + little(8, 8) + little(0, 8) + little(names, 8));
+  tree.index_mark = "NONE", level.level = 17, heap.heap_mark = "NONE", list.list_mark = "NONE", unnamed.names = std::string(5, '\0'), endless_name.names = "conv!", soft.form = 2, nowhere.target = false;
   check_refused({
       {"an object in HDF5's newer form is not read", old.with_root(newer)},
       {"no object at offset 80", same.with_root(nothing)},
@@ -180,11 +184,13 @@ TEST_CASE("keras: groups and links that are not followed") {
       {"/b/conv/bias:0: a second array for conv.bias", twice.with_root(twice.object(link("a", a) + link("b", b)))},
       {"no index at offset", tree.file()},
       {"an index of level 17", level.file()},
+      {"an index of level 5", uneven.with_root(uneven.object(message(kSymbolTable, little(high, 8) + little(name_heap, 8))))},
       {"no heap at offset", heap.file()},
       {"no entries at offset", list.file()},
       {"entry 0 has no readable name", unnamed.file()},
       {"entry 0 has no readable name", endless_name.file()},
       {"conv: a symbolic link", soft.file()},
+      {"conv: a symbolic link", nowhere.file()},
   });
 }
 
@@ -252,13 +258,20 @@ struct Deflate {
     return *this;
   }
   Deflate& last_block(uint32_t kind) { return put(1, 1).put(kind, 2); }
-  // A block with codes of its own: 257 literals, 1 distance, and lengths told by `lengths[symbol]` bits for each of the symbols 16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1.
-  Deflate& own_codes(const std::vector<uint32_t>& lengths, uint32_t literals = 0) {
-    last_block(2).put(literals, 5).put(0, 5).put(14, 4);
+  // A block with codes of its own: 257 literals, 1 distance and so many more, and lengths told by `lengths[symbol]` bits for each of the symbols 16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1.
+  Deflate& own_codes(const std::vector<uint32_t>& lengths, uint32_t literals = 0, uint32_t distances = 0) {
+    last_block(2).put(literals, 5).put(distances, 5).put(14, 4);
     for (const uint32_t n : lengths) put(n, 3);
     for (size_t i = lengths.size(); i < 18; ++i) put(0, 3);
     return *this;
   }
+  // The same with lengths of 0 (in runs) and 1 alone: 257 zeros to begin with.
+  Deflate& ones_and_zeros(uint32_t literals, uint32_t distances) {
+    own_codes({0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}, literals, distances);
+    return zeros(138).zeros(119);
+  }
+  Deflate& zeros(uint32_t n) { return code(1, 1).put(n - 11, 7); }
+  Deflate& one() { return code(0, 1); }
 };
 
 std::string stored_block(const std::string& data, const std::string& sum) {
@@ -298,6 +311,8 @@ TEST_CASE("inflate: everything that makes a stream no stream") {
       {"a repetition of nothing", Deflate().own_codes({1, 1}).code(0, 1).put(0, 2).out},
       {"a repetition beyond the end", twice18.out},
       {"codes that exceed their room", crowded.out},
+      {"distances that exceed their room", Deflate().ones_and_zeros(0, 3).one().one().one().one().out},
+      {"distance code 30 of its own", Deflate().ones_and_zeros(1, 30).one().zeros(30).one().code(0, 1).code(0, 1).out},
       {"a code that no symbol has", Deflate().own_codes({1}).code(0x7fff, 15).code(1, 1).out},
   };
   for (const auto& [what, stream] : rows) {

@@ -175,6 +175,7 @@ TEST_CASE("onnx import: what a node on a vector may not ask for") {
           {"a weight of rank 1", node("MatMul", {"x", "w"}) + zeros("w", {12})},
           {"a weight for 5 inputs on a value of rank 2 with 12", node("MatMul", {"x", "w"}) + zeros("w", {5, 4})},
           {"its bias has 3 values, 4 are needed", node("Gemm", {"x", "w", "b"}) + w + zeros("b", {3})},
+          {"its bias has 4 values, 4 are needed", node("Gemm", {"x", "w", "b"}) + w + zeros("b", {4, 1})},
           {"transA = 1", node("Gemm", {"x", "w"}, integer("transA", 1)) + w},
           {"an input of rank 2; only two-dimensional pools", node("AveragePool", {"x"}, list("kernel_shape", {2, 2}))},
           {"an input of rank 2", node("GlobalMaxPool", {"x"})},
@@ -231,6 +232,11 @@ TEST_CASE("onnx import: constants that cannot be computed") {
           {"a constant of more than 2^20 elements", node("Expand", {"four", "s"}) + four + longs("s", {1 << 21, 4})},
           {"a choice between these constants", node("Where", {"four", "real4", "four"}) + four + real4},
           {"it has no second operand", node("Add", {"four"}) + four},
+          {"constants of these types", node("Equal", {"real4", "real4"}) + real4},
+          {"a choice between these constants", node("Where", {"real4", "four", "four"}) + four + real4},
+          {"a choice between these constants", node("Where", {"four", "three", "four"}) + four + three},
+          {"a choice between these constants", node("Where", {"four", "four", "three"}) + four + three},
+          {"a choice between these constants", node("Where", {"four", "four", "real4"}) + four + real4},
           {"its constants are too many to compute", chain},
       },
       kImage);
@@ -250,11 +256,32 @@ TEST_CASE("onnx import: tensors that do not hold what they declare") {
       {"4 bytes of data, its shape needs 12", sum + bytes(5, number(1, 3) + f + w + bytes(9, "abcd"))},
       {"0 values, its shape needs 3", sum + bytes(5, number(1, 3) + f + w)},
       {"external data offset \"12a\" is not a number", outside(entry("offset", "12a"))},
+      {"external data offset \"\" is not a number", outside(entry("offset", ""))},
+      {"external data offset \"1234567890123456789\" is not a number", outside(entry("offset", "1234567890123456789"))},
       {"external data has 16 bytes, its shape needs 12", outside(entry("length", "16"))},
       {"bytes 8..20 lie behind the end of", outside(entry("offset", "8"))},
   };
   for (const Row& r : rows) CHECK_CONTAINS(import_error(onnx_model(r.graph), folder.path()), std::string(r.reason));
   CHECK_CONTAINS(import_error(onnx_model(outside({}))), "the model was read from memory");
+}
+
+TEST_CASE("onnx import: numbers in a tensor's typed fields are those of its bytes") {
+  const auto result = [](const std::string& c) {
+    nn::Graph g = std::move(io::parse_onnx(onnx_model(node("Add", {"x", "w"}) + c + onnx_value(11, "x", {1, 3}) + kOutput), "test").graph);
+    return outputs_of(g, Tensor::zeros({1, 3}))[0].to_vector<float>();
+  };
+  const auto field = [](int type, int number_of_field, const std::string& packed) { return bytes(5, number(1, 3) + number(2, type) + bytes(8, "w") + bytes(number_of_field, packed)); };
+  const Floats one_two_three = {1.0f, 2.0f, 3.0f};
+  const std::vector<double> doubles = {1.0, 2.0, 3.0};
+  constexpr int kFloat16Type = 10, kDoubleType = 11, kBfloat16Type = 16;
+  CHECK(result(field(kFloatType, 4, std::string(reinterpret_cast<const char*>(one_two_three.data()), 12))) == one_two_three);
+  CHECK(result(field(kDoubleType, 10, std::string(reinterpret_cast<const char*>(doubles.data()), 24))) == one_two_three);
+  CHECK(result(field(kFloat16Type, 5, varint(0x3c00) + varint(0x4000) + varint(0x4200))) == one_two_three);
+  CHECK(result(field(kBfloat16Type, 5, varint(0x3f80) + varint(0x4000) + varint(0x4040))) == one_two_three);
+  // Integers reach a network as sizes.
+  const auto shaped = [](const std::string& shape) { return io::parse_onnx(onnx_model(node("Reshape", {"x", "w"}) + shape + onnx_value(11, "x", {1, 6}) + kOutput), "test").graph; };
+  const nn::Graph g = shaped(field(kInt64Type, 7, varint(1) + varint(2) + varint(3)));
+  CHECK(g.value(g.outputs()[0]).shape == Shape{1, 2, 3});
 }
 
 TEST_CASE("onnx import: networks that are none") {
@@ -289,6 +316,7 @@ TEST_CASE("onnx import: networks that are none") {
       {"101 nodes cannot be imported", einsums + both},
   };
   for (const Row& r : rows) CHECK_CONTAINS(import_error(onnx_model(r.graph)), std::string(r.reason));
+  CHECK_CONTAINS(import_error(onnx_model(node("Softmax", {"x"}) + both, 12)), "axis 1 of rank 4; only the channels are supported");
   CHECK_CONTAINS(import_error(onnx_model(relu + both, 99)), "opset 99; opsets 11 to 21 are read");
   CHECK_CONTAINS(import_error(onnx_model(relu + both).substr(0, 40)), "it is damaged or not an ONNX model");
 }

@@ -108,6 +108,10 @@ TEST_CASE("quantsim config: every contradiction has its message") {
   });
 }
 
+TEST_CASE("quantsim config: 16-bit floats have 16 bits, said or not") {
+  for (const char* good : {R"("param_dtype":"bfloat16","param_bitwidth":16)", R"("param_dtype":"bfloat16")", R"("param_dtype":"int","param_bitwidth":4)"}) CHECK_NOTHROW(quant::parse_config(layer(good), "my.json"));
+}
+
 TEST_CASE("encodings 0.6.1: what is refused") {
   const std::string good = R"({"bitwidth":8,"dtype":"int","is_symmetric":"False","offset":0,"scale":1})";
   check_encodings({
