@@ -57,6 +57,9 @@ struct Kept {
   ConvInput input() const;
 };
 Kept keep(const Var& x);
+/// True when the value lies on one grid of bytes; codes_of gives them.
+bool on_byte_grid(const Var& x);
+Kept codes_of(const Var& x);
 
 /// Grids in the memory of the device, where kernels read them; a copy, so that the backward pass sees the grid of its forward.
 Tensor placed(std::span<const Grid> grids, Device device);

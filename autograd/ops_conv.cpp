@@ -56,20 +56,9 @@ PlacedGrids weight_grids(const Var& w, Device device) {
 
 // Values that lie on a byte's grid but came as floats (through a max pool, say) are coded again where the weights' integers can be multiplied: exact, and the
 // backward pass keeps a quarter of the bytes.
-ops::Kept keep_input(const Var& x, const PlacedGrids& w, Device device) {
+ops::Kept keep_input(const Var& x, const PlacedGrids& w) {
   constexpr int32_t kByte = 128;
-  if (x.coded() || w.magnitude == 0 || w.magnitude > kByte || !x.grids() || x.grids()->size() != 1) return ops::keep(x);
-  const Grid& grid = x.grids()->front();
-  if (grid.qmin < 0 || grid.qmax > 255) return ops::keep(x);
-  const Tensor grids = ops::placed(*x.grids(), device), dense = x.dense();
-  Tensor codes(x.shape(), DType::u8, device);
-  FakeQuantArgs args;
-  args.view = {1, 1, dense.elements()};
-  args.x = dense.data<float>();
-  args.grids = static_cast<const Grid*>(grids.raw());
-  args.codes = codes.raw();
-  ops::kernels(device).fake_quant(args);
-  return {codes, grid};
+  return w.magnitude == 0 || w.magnitude > kByte || !ops::on_byte_grid(x) ? ops::keep(x) : ops::codes_of(x);
 }
 
 // Dense is a convolution of one image of a single row: the same kernels, the same coded inputs.
@@ -77,7 +66,7 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
   const float lo = spec.clamp_min, hi = spec.clamp_max;
   const Device device = x.device();
   const PlacedGrids w_grids = weight_grids(w, device);
-  const ops::Kept kept_x = keep_input(x, w_grids, device);
+  const ops::Kept kept_x = keep_input(x, w_grids);
   const Tensor wt = w.dense();
   const bool wanted = x.tracked() || w.tracked() || (bias && bias->tracked()) || (target && target->min.tracked());
   DETENT_CHECK(!(wanted && (spec.channel_scale.defined() || spec.addend.defined())), op, ": channel_scale and addend are for inference, but a gradient of an input is wanted");

@@ -1,4 +1,5 @@
 #include "detent/autograd/op_support.h"
+#include "detent/core/math/integer_math.h"
 
 namespace detent {
 
@@ -87,7 +88,8 @@ namespace {
 Var fused_add(const char* op, const Var& a, const Var& b, float lo, float hi, const GridTarget* target) {
   const Device device = ops::check_args(op, {{"a", a}, {"b", b}});
   ops::check_shape(op, "b", b.shape(), a.shape());
-  const ops::Kept ka = ops::keep(a), kb = ops::keep(b);
+  const bool on_codes = target && ops::on_byte_grid(a) && ops::on_byte_grid(b) && absorbs_clamp(target->grid, lo, hi);
+  const ops::Kept ka = on_codes ? ops::codes_of(a) : ops::keep(a), kb = on_codes ? ops::codes_of(b) : ops::keep(b);
   AddArgs args{.n = a.shape().elements(), .a = ka.input(), .b = kb.input(), .epilogue = {}};
   args.epilogue.clamp_min = lo;
   args.epilogue.clamp_max = hi;

@@ -36,6 +36,15 @@ Var quantized(const Tensor& x, std::span<const Grid> grids, const Tensor& placed
 
 }  // namespace
 
+bool ops::on_byte_grid(const Var& x) { return x.grids() && x.grids()->size() == 1 && x.grids()->front().qmin >= 0 && x.grids()->front().qmax <= 255; }
+
+ops::Kept ops::codes_of(const Var& x) {
+  if (x.coded()) return keep(x);
+  const Tensor xt = x.dense(), placed = ops::placed(*x.grids(), xt.device());
+  const Var y = quantized(xt, *x.grids(), placed, {1, 1, xt.elements()}, EmitCodes::yes);
+  return keep(y);
+}
+
 ChannelView channel_view(const Shape& shape, int axis) {
   const int at = ops::check_axis("channel_view", axis, shape.rank());
   ChannelView v;

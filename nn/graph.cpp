@@ -205,13 +205,9 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
     DETENT_CHECK(fits, "graph: input \"", info.name, "\" is ", s, ", expected ", info.shape, " with any batch size of at least 1");
     vars[static_cast<size_t>(inputs_[i].id)] = place(inputs_[i], inputs[i]);
   }
-  // A tap sees every value, so nothing may be fused under it; integers have no values inside a step to show.
+  // A tap sees every value, so nothing may be fused under it (but the sum in front of a quantized activation); integers have no values inside a step to show.
   const bool planned = integer || (execution_ == Execution::planned && !tap_);
-  std::vector<PlanStep> compiled;
-  if (planned && !integer) compiled = compile_plan(*this);
-  if (!planned) {
-    for (size_t i = 0; i < nodes_.size(); ++i) compiled.push_back({.head = static_cast<int>(i), .norm = -1, .addend = {}, .output = nodes_[i].output});
-  }
+  const std::vector<PlanStep> compiled = integer ? std::vector<PlanStep>() : compile_plan(*this, planned ? Fuse::all : Fuse::sums);
   const std::vector<PlanStep>& steps = integer ? integer_->steps : compiled;
   std::vector<int> uses(values_.size(), 0);
   for (const PlanStep& s : steps) {
@@ -220,7 +216,6 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
   for (const Value v : wanted) ++uses[static_cast<size_t>(v.id)];
   std::vector<Var> in;
   for (const PlanStep& s : steps) {
-    const Node& n = nodes_[static_cast<size_t>(s.head)];
     in.clear();
     for (const Value v : step_inputs(*this, s)) {
       Var& x = vars[static_cast<size_t>(v.id)];
@@ -238,10 +233,11 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
         if (const std::optional<Grid>& own = integer_->prepared[static_cast<size_t>(s.output.id)]) shown.set_grids({*own});
         tap_(s.output, shown, shown);
       }
+    } else if (is_sum_of_codes(*this, s, in)) {
+      y = run_step(*this, s, context, in);
+      if (tap_) tap_(s.output, y, y);
     } else {
-      Var x = n.module->forward(context, in);
-      if (n.module->preserves_grid()) x.inherit_grids(in[0]);
-      y = place(s.output, x);
+      y = place(s.output, run_apart(*this, s, context, in));
     }
     in.clear();
     vars[static_cast<size_t>(s.output.id)] = std::move(y);

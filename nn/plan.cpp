@@ -1,6 +1,8 @@
 #include "detent/nn/plan.h"
 
+#include "detent/autograd/op_support.h"
 #include "detent/autograd/ops_integer.h"
+#include "detent/core/math/integer_math.h"
 #include "detent/nn/layers.h"
 #include "detent/nn/passes/fold_math.h"
 
@@ -84,8 +86,8 @@ namespace {
 
 class Planner {
  public:
-  explicit Planner(const Graph& g)
-      : g_(g), readers_(static_cast<size_t>(g.value_count())), taken_(g.nodes().size(), false), computed_(static_cast<size_t>(g.value_count()), false) {
+  Planner(const Graph& g, Fuse fuse)
+      : g_(g), fuse_(fuse), readers_(static_cast<size_t>(g.value_count())), taken_(g.nodes().size(), false), computed_(static_cast<size_t>(g.value_count()), false) {
     for (size_t i = 0; i < g.nodes().size(); ++i) {
       for (const Value v : g.nodes()[i].inputs) readers_[static_cast<size_t>(v.id)].push_back(static_cast<int>(i));
     }
@@ -106,6 +108,11 @@ class Planner {
   PlanStep step_from(int head) {
     const Graph::Node& n = node(head);
     PlanStep step{.head = head, .norm = -1, .addend = {}, .output = n.output};
+    if (fuse_ == Fuse::sums) {
+      const int next = joins(g_, n) ? next_in_chain(g_, readers_, n.output) : -1;
+      if (next >= 0 && is_clamp(node(next)) && g_.value(node(next).output).transform) take_clamp(step, next);
+      return step;
+    }
     if (!starts_chain(g_, n)) return step;
     if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && (n.op == "Conv" || n.op == "Gemm") && node(next).op == "BatchNormalization") {
       step.norm = next;
@@ -118,13 +125,15 @@ class Planner {
         take(step, next);
       }
     }
-    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && is_clamp(node(next))) {
-      const Pointwise& op = static_cast<const Activation&>(*node(next).module).op();
-      step.clamp_min = op.a;
-      step.clamp_max = op.b;
-      take(step, next);
-    }
+    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && is_clamp(node(next))) take_clamp(step, next);
     return step;
+  }
+
+  void take_clamp(PlanStep& step, int next) {
+    const Pointwise& op = static_cast<const Activation&>(*node(next).module).op();
+    step.clamp_min = op.a;
+    step.clamp_max = op.b;
+    take(step, next);
   }
 
   void take(PlanStep& step, int next) {
@@ -134,6 +143,7 @@ class Planner {
   const Graph::Node& node(int i) const { return g_.nodes()[static_cast<size_t>(i)]; }
 
   const Graph& g_;
+  Fuse fuse_;
   std::vector<std::vector<int>> readers_;
   std::vector<bool> taken_;
   std::vector<bool> computed_;  // values that the steps so far yield
@@ -161,12 +171,26 @@ Var run_convolution(Graph& g, const PlanStep& s, const Context& context, std::sp
 
 }  // namespace
 
-std::vector<PlanStep> compile_plan(const Graph& g) { return Planner(g).run(); }
+std::vector<PlanStep> compile_plan(const Graph& g, Fuse fuse) { return Planner(g, fuse).run(); }
 
 std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step) {
   std::vector<Value> in = graph.nodes()[static_cast<size_t>(step.head)].inputs;
   if (step.addend.id >= 0) in.push_back(step.addend);
   return in;
+}
+
+bool is_sum_of_codes(const Graph& g, const PlanStep& s, std::span<const Var> inputs) {
+  const Graph::ValueInfo& out = g.value(s.output);
+  if (!joins(g, g.nodes()[static_cast<size_t>(s.head)]) || !out.transform || !ops::on_byte_grid(inputs[0]) || !ops::on_byte_grid(inputs[1])) return false;
+  const std::optional<GridTarget> target = out.transform->grid_target(inputs[0].shape().elements(), inputs[0].device());
+  return target && absorbs_clamp(target->grid, s.clamp_min, s.clamp_max);
+}
+
+Var run_apart(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs) {
+  Module& m = *g.nodes()[static_cast<size_t>(s.head)].module;
+  Var y = m.forward(context, inputs);
+  if (m.preserves_grid()) y.inherit_grids(inputs[0]);
+  return s.clamp_min == -kInfinity && s.clamp_max == kInfinity ? y : clip(y, s.clamp_min, s.clamp_max);
 }
 
 namespace {

@@ -23,12 +23,21 @@ struct PlanStep {
   std::optional<Grid> codes = std::nullopt;  ///< ... and then goes on as codes of this grid
 };
 
+enum class Fuse : bool {
+  sums,  ///< only an addition and the clamp behind it, where a transform follows: every other node is a step of its own
+  all
+};
 /// Chains are cut at values that others read, that are outputs or that carry a transform.
-std::vector<PlanStep> compile_plan(const Graph& graph);
+std::vector<PlanStep> compile_plan(const Graph& graph, Fuse fuse = Fuse::all);
 
 /// The values a step reads: its head's inputs, and the addend behind them.
 std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step);
 
+/// True when the step adds values on grids of bytes for a value on such a grid: a sum of codes, rounded once (integer_add of core/math/integer_math.h), however
+/// the Graph is run.
+bool is_sum_of_codes(const Graph& graph, const PlanStep& step, std::span<const Var> inputs);
+/// The step's operations one after the other, its transform left out.
+Var run_apart(Graph& graph, const PlanStep& step, const Context& context, std::span<const Var> inputs);
 /// Runs one step on its step_inputs and returns the value of step.output behind its transform.
 Var run_step(Graph& graph, const PlanStep& step, const Context& context, std::span<const Var> inputs);
 

@@ -1,5 +1,7 @@
-// Built once per instruction set; DETENT_CODED names the table. The formulas are quant_math.h's, in a form that vectorises.
+// Built once per instruction set; DETENT_CODED names the table. The formulas are quant_math.h's and integer_math.h's, in a form that vectorises.
 #include "detent/backends/cpu/coded.h"
+
+#include "detent/core/math/integer_math.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -20,10 +22,8 @@ void decode(const CodedRow r, int64_t at, int64_t n, float* out) {
   }
 }
 
-void encode(const AddRow r, int64_t at, int64_t n, const float* v) {
+void store(const AddRow r, int64_t at, int64_t n, const int32_t* q) {
   const Grid g = r.grid;
-  int32_t q[kBlock];
-  for (int64_t i = 0; i < n; ++i) q[i] = static_cast<int32_t>(quantize_to_float(v[i], g));
   if (r.codes) {
     for (int64_t i = 0; i < n; ++i) r.codes[at + i] = static_cast<uint8_t>(q[i]);
   }
@@ -32,7 +32,14 @@ void encode(const AddRow r, int64_t at, int64_t n, const float* v) {
   }
 }
 
-void keep(const AddRow r, int64_t at, int64_t n, const float* v) {
+// How a value lies on the grid: itself, the way to the code nearest to it, and that code before the clamp.
+struct Placed {
+  float value, error, code;
+};
+
+// place(i): of element i of the block.
+template <class Place>
+void keep(const AddRow r, int64_t at, int64_t n, Place place) {
   const Grid g = r.grid;
   const float z = static_cast<float>(g.zero_point), lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
   const float first = r.mask_on_value ? g.scale * (lo - z) : lo, last = r.mask_on_value ? g.scale * (hi - z) : hi;
@@ -40,15 +47,52 @@ void keep(const AddRow r, int64_t at, int64_t n, const float* v) {
   const float clamp_lo = r.lo, clamp_hi = r.hi;
   int8_t* const out = r.residual + at;
   for (int64_t i = 0; i < n; ++i) {
-    const float x = v[i], t = x / g.scale, rounded = rintf(t);
-    const float judged = on_value ? x : rounded + z;
-    const float kept = (x <= clamp_lo) | (x >= clamp_hi) ? static_cast<float>(kMasked) : rintf(kResidualScale * (rounded - t));
+    const Placed p = place(i);
+    const float judged = on_value ? p.value : p.code;
+    const float kept = (p.value <= clamp_lo) | (p.value >= clamp_hi) ? static_cast<float>(kMasked) : rintf(kResidualScale * p.error);
     const float byte = (judged >= first) & (judged <= last) ? kept : static_cast<float>(kOutside);
     out[i] = static_cast<int8_t>(static_cast<int32_t>(byte));
   }
 }
 
+void quantize_block(const AddRow& r, int64_t at, int64_t n, const float* v) {
+  const Grid g = r.grid;
+  int32_t q[kBlock];
+  for (int64_t i = 0; i < n; ++i) q[i] = static_cast<int32_t>(quantize_to_float(v[i], g));
+  store(r, at, n, q);
+  if (!r.residual) return;
+  const float z = static_cast<float>(g.zero_point);
+  keep(r, at, n, [=](int64_t i) {
+    const float t = v[i] / g.scale, rounded = rintf(t);
+    return Placed{v[i], rounded - t, rounded + z};
+  });
+}
+
+void add_codes(const AddRow& r, int64_t n) {
+  const Grid g = r.grid;
+  const IntegerAdd f = integer_add({.scale = r.a.scale, .zero_point = r.a.zero_point}, {.scale = r.b.scale, .zero_point = r.b.zero_point}, g);
+  const float z = static_cast<float>(g.zero_point), lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
+  float u[kBlock];
+  int32_t q[kBlock];
+  for (int64_t at = 0; at < n; at += kBlock) {
+    const int64_t m = n - at < kBlock ? n - at : kBlock;
+    const uint8_t *a = r.a.codes + at, *b = r.b.codes + at;
+    for (int64_t i = 0; i < m; ++i) u[i] = place_of_sum(a[i], b[i], f);
+    for (int64_t i = 0; i < m; ++i) {
+      const float v = rintf(u[i]);
+      q[i] = static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
+    }
+    store(r, at, m, q);
+    if (!r.residual) continue;
+    keep(r, at, m, [=, &u](int64_t i) {
+      const float rounded = rintf(u[i]);
+      return Placed{g.scale * (u[i] - z), rounded - u[i], rounded};
+    });
+  }
+}
+
 void add(const AddRow& r, int64_t n) {
+  if (r.quantize && !r.a.x && !r.b.x && absorbs_clamp(r.grid, r.lo, r.hi)) return add_codes(r, n);
   float a[kBlock], b[kBlock];
   for (int64_t at = 0; at < n; at += kBlock) {
     const int64_t m = n - at < kBlock ? n - at : kBlock;
@@ -61,8 +105,7 @@ void add(const AddRow& r, int64_t n) {
       a[i] = w < lo ? lo : w;
     }
     if (r.quantize) {
-      encode(r, at, m, a);
-      if (r.residual) keep(r, at, m, a);
+      quantize_block(r, at, m, a);
     } else {
       for (int64_t i = 0; i < m; ++i) r.y[at + i] = a[i];
     }

@@ -53,6 +53,17 @@ DETENT_HD EpilogueResult finish_integer(const Epilogue& e, const CodeRange& rang
   return r;
 }
 
+/// place: of a sum of codes (integer_math.h); the grid absorbs the clamp.
+DETENT_HD EpilogueResult finish_sum(const Epilogue& e, float place) {
+  const float v = rintf(place), lo = static_cast<float>(e.grid.qmin), hi = static_cast<float>(e.grid.qmax);
+  const auto q = static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
+  EpilogueResult r;
+  r.y = dequantize(q, e.grid);
+  r.code = static_cast<uint8_t>(q);
+  if (e.residual) r.residual = residual_byte_at_place(place, e.grid, e.clamp_min, e.clamp_max, e.mask_on_value);
+  return r;
+}
+
 /// Four neighbouring results, or one, to wherever the epilogue wants them, from element i on.
 DETENT_HD void write_one(const Epilogue& e, int64_t i, const EpilogueResult& r) {
   if (e.y) e.y[i] = r.y;

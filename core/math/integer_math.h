@@ -43,6 +43,7 @@ struct CodeRange {
 DETENT_HD CodeRange code_range(float clamp_min, float clamp_max, const Grid& g) { return {quantize(clamp_min, g), quantize(clamp_max, g)}; }
 
 /// QLinearAdd: q_c = clamp(rint(fma(q_a, ra, fma(q_b, rb, k)))), k = z_c - fma(ra, z_a, rb * z_b). b comes first; any other order differs in the last bit.
+/// The zero point is inside the rounding: a tie goes to the even code, where quantize(a + b) takes the even multiple of the scale.
 struct IntegerAdd {
   float ra = 1.0f, rb = 1.0f, k = 0.0f;
 };
@@ -50,8 +51,10 @@ DETENT_HD IntegerAdd integer_add(const Grid& a, const Grid& b, const Grid& c) {
   const float ra = a.scale / c.scale, rb = b.scale / c.scale;
   return {ra, rb, static_cast<float>(c.zero_point) - fmaf(ra, static_cast<float>(a.zero_point), rb * static_cast<float>(b.zero_point))};
 }
+/// Where the sum lies among the codes of c, before rounding.
+DETENT_HD float place_of_sum(int32_t qa, int32_t qb, const IntegerAdd& f) { return fmaf(static_cast<float>(qa), f.ra, fmaf(static_cast<float>(qb), f.rb, f.k)); }
 DETENT_HD int32_t add_codes(int32_t qa, int32_t qb, const IntegerAdd& f, const CodeRange& range) {
-  const float v = rintf(fmaf(static_cast<float>(qa), f.ra, fmaf(static_cast<float>(qb), f.rb, f.k)));
+  const float v = rintf(place_of_sum(qa, qb, f));
   const float lo = static_cast<float>(range.lo), hi = static_cast<float>(range.hi);
   return static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
 }
@@ -66,5 +69,17 @@ DETENT_HD int8_t residual_byte_at(float t, float v, const Grid& g, bool on_value
   const bool inside = on_value ? v >= g.scale * (lo - z) && v <= g.scale * (hi - z) : q >= lo && q <= hi;
   return inside ? static_cast<int8_t>(rintf(kResidualScale * (n - t))) : kOutside;
 }
+
+/// residual_byte for a value at `place` among the codes of g.
+DETENT_HD int8_t residual_byte_at_place(float place, const Grid& g, float clamp_min, float clamp_max, bool on_value) {
+  const float n = rintf(place), z = static_cast<float>(g.zero_point), v = g.scale * (place - z);
+  const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
+  const bool inside = on_value ? v >= g.scale * (lo - z) && v <= g.scale * (hi - z) : n >= lo && n <= hi;
+  if (!inside) return kOutside;
+  return v <= clamp_min || v >= clamp_max ? kMasked : static_cast<int8_t>(rintf(kResidualScale * (n - place)));
+}
+
+/// True when the clamp in front of quantization is the clamp of the grid: only then is a sum of codes computed on them.
+DETENT_HD bool absorbs_clamp(const Grid& g, float clamp_min, float clamp_max) { return quantize(clamp_min, g) == g.qmin && quantize(clamp_max, g) == g.qmax; }
 
 }  // namespace detent

@@ -3,7 +3,10 @@
 // Fake quantization on the tape: values, straight-through masks, and range gradients against AIMET's numbers and its formula in double.
 #include <algorithm>
 
+#include "detent/core/math/integer_math.h"
+#include "detent/io/safetensors.h"
 #include "detent/tests/support/gradcheck.h"
+#include "detent/tests/support/test_data.h"
 
 using namespace detent;
 using namespace detent::test;
@@ -207,6 +210,43 @@ TEST_CASE("codes_are_emitted_where_they_fit_a_byte") {
     dx[static_cast<size_t>(emit)] = tape.grad(w).to_vector<float>();
   }
   CHECK(dx[0] == dx[1]);
+}
+
+TEST_CASE("sums_of_codes_are_onnx_runtimes") {  // tests/golden/make_integer_add.py: mostly ties, which quantize(a + b) takes the other way
+  const io::SafeTensors golden = io::load_safetensors(test::golden("integer_add.safetensors"));
+  const auto scales = golden.find("scales")->to_vector<float>();
+  const auto zeros = golden.find("zero_points")->to_vector<int32_t>(), rows = golden.find("rows")->to_vector<int32_t>();
+  const float inf = std::numeric_limits<float>::infinity();
+  int64_t sums = 0, differ = 0, differ_dense = 0, by_floats = 0;
+  for (size_t set = 0; 3 * set < scales.size(); ++set) {
+    Grid g[3];
+    for (size_t k = 0; k < 3; ++k) g[k] = {.scale = scales[3 * set + k], .zero_point = zeros[3 * set + k], .qmin = 0, .qmax = 255};
+    std::vector<uint8_t> a, b, want;
+    std::vector<float> dense;
+    for (size_t i = 0; i < rows.size(); i += 4) {
+      if (rows[i] != static_cast<int32_t>(set)) continue;
+      a.push_back(static_cast<uint8_t>(rows[i + 1]));
+      b.push_back(static_cast<uint8_t>(rows[i + 2]));
+      want.push_back(static_cast<uint8_t>(rows[i + 3]));
+      dense.push_back(dequantize(rows[i + 1], g[0]));
+    }
+    const Shape shape{static_cast<int64_t>(a.size())};
+    const Var va(Coded{Tensor::from<uint8_t>(shape, a), g[0]}), vb(Coded{Tensor::from<uint8_t>(shape, b), g[1]});
+    Var on_grid(Tensor::from<float>(shape, dense));  // the same values as floats that are known to lie on the grid
+    on_grid.set_grids({g[0]});
+    const auto codes = [&](const Var& x) { return add_quantized(x, vb, -inf, inf, {.grid = g[2], .spec = {}, .min = {}, .max = {}}).coded()->codes.to_vector<uint8_t>(); };
+    const auto got = codes(va), got_dense = codes(on_grid);
+    for (size_t i = 0; i < want.size(); ++i) {
+      ++sums;
+      differ += got[i] != want[i];
+      differ_dense += got_dense[i] != want[i];
+      by_floats += quantize(dequantize(a[i], g[0]) + dequantize(b[i], g[1]), g[2]) != want[i];
+    }
+  }
+  CHECK(sums == 3608);
+  CHECK(by_floats > 1000);
+  CHECK(differ == 0);
+  CHECK(differ_dense == 0);
 }
 
 TEST_CASE("fake_quant_errors_name_the_channel") {

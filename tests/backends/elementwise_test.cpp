@@ -81,6 +81,63 @@ const PointwiseCase kPointwise[] = {
 
 }  // namespace
 
+namespace {
+
+// ONNX Runtime's QLinearAdd with fused multiply-adds written as doubles: a product of two floats is exact there.
+float fused(float a, float b, float c) { return static_cast<float>(static_cast<double>(a) * static_cast<double>(b) + static_cast<double>(c)); }
+
+}  // namespace
+
+TEST_CASE("add: codes to codes round once, as ONNX Runtime's integers") {
+  struct Case {
+    Grid a, b, c;
+    float lo, hi;
+    bool on_codes;
+  };
+  const Case cases[] = {{{0.03125f, 130, 0, 255}, {0.015625f, 121, 0, 255}, {0.0625f, 139, 0, 255}, -kInf, kInf, true},  // exact ties, an odd zero point
+                        {{0.031f, 7, 0, 255}, {0.0171f, 200, 0, 255}, {0.0245f, 0, 0, 255}, 0.0f, kInf, true},            // the clamp is the grid's
+                        {{0.011f, 128, 0, 255}, {0.02f, 3, 0, 255}, {0.013f, 100, 0, 255}, -0.5f, 0.6f, false}};         // and here not: floats are added
+  for (const Case& t : cases) {
+    const int64_t n = 65536 - 3;
+    std::vector<uint8_t> a, b;
+    std::vector<float> want, residual;
+    const float ra = t.a.scale / t.c.scale, rb = t.b.scale / t.c.scale, z = static_cast<float>(t.c.zero_point);
+    const float k = z - fused(ra, static_cast<float>(t.a.zero_point), rb * static_cast<float>(t.b.zero_point));
+    for (int64_t i = 0; i < n; ++i) {
+      a.push_back(static_cast<uint8_t>(i * 167));
+      b.push_back(static_cast<uint8_t>(i >> 8));
+      const float place = fused(static_cast<float>(a.back()), ra, fused(static_cast<float>(b.back()), rb, k));
+      const float sum = std::fmin(std::fmax(dequantize(a.back(), t.a) + dequantize(b.back(), t.b), t.lo), t.hi);
+      want.push_back(t.on_codes ? std::fmin(std::fmax(std::nearbyint(place), 0.0f), 255.0f) : quantize_to_float(sum, t.c));
+      const double v = (static_cast<double>(dequantize(a.back(), t.a)) + static_cast<double>(dequantize(b.back(), t.b))) / static_cast<double>(t.c.scale);
+      residual.push_back(static_cast<float>(252.0 * (std::nearbyint(v) - v)));
+    }
+    std::vector<int8_t> kept(static_cast<size_t>(n));
+    std::vector<float> y(static_cast<size_t>(n));
+    const auto codes = run_guarded<uint8_t>(n, [&](uint8_t* q) {
+      AddArgs args{.n = n, .a = {nullptr, a.data(), t.a}, .b = {nullptr, b.data(), t.b}, .epilogue = {}};
+      args.epilogue.clamp_min = t.lo;
+      args.epilogue.clamp_max = t.hi;
+      args.epilogue.quantize = true;
+      args.epilogue.grid = t.c;
+      args.epilogue.codes = q;
+      args.epilogue.y = y.data();
+      args.epilogue.residual = kept.data();
+      kernels().add(args);
+    });
+    int64_t differ = 0, not_the_value = 0, far = 0;
+    for (size_t i = 0; i < codes.size(); ++i) {
+      differ += static_cast<float>(codes[i]) != want[i];
+      not_the_value += y[i] != dequantize(codes[i], t.c);
+      const bool tie = std::fabs(std::fabs(residual[i]) - 126.0f) < 0.1f;  // either way
+      far += kept[i] > kMasked && !tie && std::fabs(static_cast<float>(kept[i]) - residual[i]) > 0.51f;
+    }
+    CHECK(differ == 0);
+    CHECK(not_the_value == 0);
+    CHECK(far == 0);
+  }
+}
+
 TEST_CASE("pointwise: values at every tail, with NaN, infinities, denormals") {
   bool seen[64] = {};
   for (const PointwiseCase& c : kPointwise) {
