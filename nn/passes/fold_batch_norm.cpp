@@ -1,5 +1,6 @@
 #include "detent/nn/passes/fold_batch_norm.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "detent/nn/layers.h"
@@ -9,6 +10,7 @@ namespace detent::nn {
 namespace {
 
 constexpr double kTolerance = 1e-3;
+constexpr int64_t kProbeSide = 32;  // what a fold does is decided by channels: of large feature maps a corner shows it
 
 struct Layer {
   Parameter* weight = nullptr;
@@ -56,9 +58,15 @@ Fold next_fold(Graph& g) {
   return {};
 }
 
-Tensor probe(const Shape& one) {
+// Input of the layer (or of the batch norm before it) that the fold is checked on.
+Tensor probe(const Shape& one, const Module& layer) {
   Shape s = one;
   s.set(0, 2);
+  if (const auto* conv = dynamic_cast<const Conv2d*>(&layer)) {
+    const Conv2d::Options& o = conv->options();
+    const int64_t reach[] = {o.spec.dilation[0] * (o.kernel_h - 1) + 1, o.spec.dilation[1] * (o.kernel_w - 1) + 1};
+    for (int i = 0; i < 2; ++i) s.set(1 + i, std::min(s[1 + i], std::max(kProbeSide, reach[i])));
+  }
   std::vector<float> v(static_cast<size_t>(s.elements()));
   Rng rng(1, 0x70726f6265);
   rng.normals(v.data(), s.elements());
@@ -95,7 +103,7 @@ std::vector<std::pair<std::string, std::string>> fold_batch_norms(Graph& g) {
     const Layer layer = layer_of(module, f.forward);
 
     const Graph::Node& first = f.forward ? norm_node : layer_node;
-    const Tensor x = probe(g.value(first.inputs[0]).shape).to(layer.weight->value.device());
+    const Tensor x = probe(g.value(first.inputs[0]).shape, module).to(layer.weight->value.device());
     const Tensor before = f.forward ? run(module, run(norm, x)) : run(norm, run(module, x));
 
     const NormTerms terms = norm_terms(norm.weight.value, norm.bias.value, norm.running_mean, norm.running_var, static_cast<double>(norm.options().eps));
