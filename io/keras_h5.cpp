@@ -58,7 +58,11 @@ bool is_hdf5(std::string_view b) { return b.starts_with("\x89HDF\r\n\x1a\n"); }
 std::vector<NamedTensor> parse_keras_h5(std::string_view bytes, const std::string& name) {
   DETENT_CHECK(is_hdf5(bytes), "weights ", name, ": not an HDF5 file");
   std::vector<NamedTensor> tensors;
-  read_hdf5(bytes, name, [&](const Hdf5Array& a) { keep(a, name, tensors); });
+  read_hdf5(bytes, name, [&](const Hdf5Array& a) {
+    DETENT_CHECK(a.path.find("/vars/") == std::string::npos, "weights ", name, ": Keras 3's .weights.h5 (", a.path.substr(0, 512),
+                 ") names layers by class and number; load it in Keras and save the whole model: model.save(\"model.h5\")");
+    keep(a, name, tensors);
+  });
   DETENT_CHECK(!tensors.empty(), "weights ", name, ": an HDF5 file without Keras layers (kernel:0, bias:0, gamma:0 ...)");
   return tensors;
 }

@@ -59,6 +59,15 @@ def write(path, weights, old):
             f.create_group(empty).attrs["weight_names"] = np.array([], dtype="S1")
 
 
+def write_keras3(path, weights, whole_model):
+    """As Keras 3: model.save("x.h5") has the layers' own names (without ":0"), save_weights("x.weights.h5") only their classes and numbers."""
+    with h5py.File(path, "w") as f:
+        for i, (name, _, _, values) in enumerate(weights):
+            for k, (kind, v) in enumerate(values.items()):
+                f.create_dataset(f"model_weights/{name}/{name}/{kind}" if whole_model else f"layers/layer_{i}/vars/{k}", data=v)
+        f.create_group("optimizer_weights" if whole_model else "_layer_checkpoint_dependencies")
+
+
 def expected(weights):
     kinds = {"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
     out = {}
@@ -127,6 +136,8 @@ def main():
     weights = [w for w in weights if sum(v.size for v in w[3].values()) < 1500]
     write(os.path.join(HERE, "new.h5"), weights, False)
     write(os.path.join(HERE, "old.h5"), weights, True)
+    write_keras3(os.path.join(HERE, "keras3_model.h5"), weights, True)
+    write_keras3(os.path.join(HERE, "keras3.weights.h5"), weights[:3], False)
     save_file(expected(weights), os.path.join(HERE, "expected.safetensors"))
     with h5py.File(os.path.join(HERE, "external.h5"), "w") as f:
         f.create_group("conv1")["conv1"] = h5py.ExternalLink("new.h5", "/conv1_conv/conv1_conv")

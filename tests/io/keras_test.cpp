@@ -15,9 +15,9 @@
 using namespace detent;
 using namespace detent::test;
 
-TEST_CASE("keras: both families of names give the same tensors, in PyTorch's layout") {
+TEST_CASE("keras: both families of names, and Keras 3's whole models, give the same tensors, in PyTorch's layout") {
   const io::SafeTensors expected = io::load_safetensors(golden("keras/expected.safetensors"));
-  for (const char* name : {"keras/new.h5", "keras/old.h5"}) {
+  for (const char* name : {"keras/new.h5", "keras/old.h5", "keras/keras3_model.h5"}) {
     CAPTURE(name);
     const std::vector<io::NamedTensor> tensors = io::load_keras_h5(golden(name));
     CHECK(tensors.size() == expected.tensors.size());
@@ -59,6 +59,7 @@ TEST_CASE("keras: links, foreign storage and sizes that are not there are refuse
   CHECK_CONTAINS(error_of([] { io::load_keras_h5(golden("keras/virtual.h5")); }), "virtual");
   CHECK_CONTAINS(error_of([] { io::load_keras_h5(golden("keras/outside.h5")); }), "another file");
   CHECK_CONTAINS(error_of([] { io::load_keras_h5(golden("keras/huge.h5")); }), "declares");
+  CHECK_CONTAINS(error_of([] { io::load_keras_h5(golden("keras/keras3.weights.h5")); }), "model.save(");
 }
 
 TEST_CASE("keras: truncated and damaged files give an error or tensors, never a crash") {
