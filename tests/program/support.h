@@ -30,6 +30,8 @@ class Process {
  public:
   Process(const Arguments& arguments, const std::string& out, const std::string& err) : out_(out), err_(err) {
     std::vector<std::string> all{DETENT_PROGRAM};
+    // A cross-built program is run by an emulator, as this test is (scripts/test_aarch64).
+    if (const char* wrapper = std::getenv("DETENT_EXE_WRAPPER")) all.insert(all.begin(), wrapper);
     all.insert(all.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (std::string& a : all) argv.push_back(a.data());
