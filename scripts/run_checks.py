@@ -61,6 +61,10 @@ class Tally:
             output += "\nno test ran"
         self.add(label, passed, failed, skipped, seconds, output)
 
+    def close(self):
+        print(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped")
+        return 1 if self.failed else 0
+
     def command(self, label, run):
         """run() returns (ok, output); ok None means skipped."""
         start = time.monotonic()
@@ -147,21 +151,21 @@ def embed(build_commands, program="embed"):
             code, output = run(*command, cwd=folder, env=env)
             if code:
                 return False, output
-        static = "static" in program or any("STATIC=1" in c for c in build_commands)
+        static = "static" in program or any("static" in part.lower() for c in build_commands for part in c)
         code, output = run(folder / program, env={} if static else {"LD_LIBRARY_PATH": str(libdir)})
         return code == 0, output
 
     return work
 
 
-def subproject():
-    """The embedder's Meson project with the sources as its subproject, nothing installed."""
+def subproject(kind):
+    """The embedder's Meson project with the sources as its subproject, nothing installed; kind: shared or static."""
     folder = BUILD / "embed"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "examples" / "embed", folder)
     (folder / "subprojects").mkdir()
     (folder / "subprojects" / "detent").symlink_to(ROOT)
-    for command in [("meson", "setup", "out", "--buildtype=plain", "--force-fallback-for=detent"), ("ninja", "-C", "out", "embed"), ("out/embed",)]:
+    for command in [("meson", "setup", "out", "--buildtype=plain", f"-Ddetent:default_library={kind}", "--force-fallback-for=detent"), ("ninja", "-C", "out", "embed"), ("out/embed",)]:
         code, output = run(*command, cwd=folder)
         if code:
             return False, output
@@ -178,6 +182,20 @@ def sanitized_build(name, sanitize, targets):
             return build, (False, output)
     code, output = run("ninja", "-C", build, *targets)
     return build, (code == 0, f"built {name}" if code == 0 else output)
+
+
+def aarch64(tally):
+    """The fast suite on 64-bit ARM: the scalar kernels, another float unit, other types of char."""
+    build = ROOT / "build-aarch64"
+    code, output = 0, ""
+    if not (build / "build.ninja").exists():
+        shutil.rmtree(build, ignore_errors=True)
+        code, output = run("meson", "setup", build, "--cross-file", "scripts/aarch64.ini", "--buildtype=release", "-Dbench=disabled", "-Dcuda=disabled", "-Ddefault_library=shared")
+    if code == 0:
+        code, output = run("ninja", "-C", build, timeout=7200)
+    tally.command("aarch64: build", lambda: (code == 0, "built build-aarch64" if code == 0 else output))
+    if code == 0:
+        fast_suite(tally, build, "aarch64", {"DETENT_EXE_WRAPPER": shutil.which("qemu-aarch64-static")}, multiplier=20)
 
 
 def threaded_cases(program):
@@ -208,8 +226,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--sanitizers", action="store_true", help="the fast suite again under ASan and UBSan, and the library as a subproject")
     parser.add_argument("--thread-sanitizer", action="store_true", help="the threaded cases under TSan")
+    parser.add_argument("--aarch64", action="store_true", help="nothing but the fast suite cross-built for 64-bit ARM, under qemu (scripts/test_aarch64)")
     options = parser.parse_args()
     tally = Tally()
+    if options.aarch64:
+        aarch64(tally)
+        return tally.close()
     fast_suite(tally, BUILD, "test")
     tally.command("layers", lambda: (lambda r: (r[0] == 0, r[1]))(run("scripts/check_layers")))
     tally.command("cuda module", cuda_module)
@@ -221,14 +243,16 @@ def main():
         cmake = [("cmake", "-S", ".", "-B", "out"), ("cmake", "--build", "out")]
         tally.command("embed: CMake, shared", embed(cmake, "out/embed"))
         tally.command("embed: CMake, static", embed(cmake, "out/embed-static"))
-        tally.command("embed: Meson, installed", embed([("meson", "setup", "out"), ("ninja", "-C", "out")], "out/embed"))
+        for kind in ("shared", "static"):
+            setup = ("meson", "setup", "out") + (("-Dprefer_static=true",) if kind == "static" else ())
+            tally.command(f"embed: Meson, {kind}", embed([setup, ("ninja", "-C", "out")], "out/embed"))
     if options.sanitizers:
-        tally.command("embed: Meson, subproject", subproject)
+        for kind in ("shared", "static"):
+            tally.command(f"embed: Meson, subproject, {kind}", lambda: subproject(kind))
         sanitizers(tally)
     if options.thread_sanitizer:
         thread_sanitizer(tally)
-    print(f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped")
-    return 1 if tally.failed else 0
+    return tally.close()
 
 
 if __name__ == "__main__":
