@@ -304,16 +304,23 @@ void Flow::check_integers() {
   net_.to(device_);
 }
 
-void Flow::evaluate_integers() {
-  if (!o_.int8_eval) return;
+template <class Fn>
+void Flow::on_integers(Fn&& fn) {
   const Device device = std::exchange(device_, Device{});  // the loader's too
   net_.to(device_);
   net_.set_execution(nn::Graph::Execution::integer);
-  for (const std::string& node : net_.float_nodes()) say(o_.quiet, "in float: " + node);
-  validate("int8");
+  fn();
   net_.set_execution(nn::Graph::Execution::planned);
   device_ = device;
   net_.to(device_);
+}
+
+void Flow::evaluate_integers() {
+  if (!o_.int8_eval) return;
+  on_integers([&] {
+    for (const std::string& node : net_.float_nodes()) say(o_.quiet, "in float: " + node);
+    validate("int8");
+  });
 }
 
 // What fails behind a checkpoint (NaN, no memory, a full disk) names it: it is still good.
@@ -418,9 +425,10 @@ void Flow::resume() {
   }
 }
 
-// The codes, and in a folder of their own the values of the float network, for comparison with a device.
+// The codes (with --int8-eval those of the integers), and in a folder of their own the values of the float network, for comparison with a device.
 void Flow::dump_layers() {
-  dump_layers_into(o_.dump_layers);
+  const auto codes = [&] { dump_layers_into(o_.dump_layers); };
+  o_.int8_eval ? on_integers(codes) : codes();
   sim_->disable();
   dump_layers_into(join_path(o_.dump_layers, "float"));
   sim_->enable();

@@ -44,6 +44,8 @@ class Flow {
   void warn_of_strangers(const detent::quant::EncodingMap& map) const;
   void fold_to_scale();
   void check_integers();
+  template <class Fn>
+  void on_integers(Fn&& fn);
   void evaluate_integers();
   bool train();
   template <class Fn>

@@ -126,7 +126,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--resume", o.resume, "a checkpoint, or auto: the newest good one in --output, else from the start");
   app.add_option("--skip-bad-records", o.skip_bad_records, "broken training records left out before the next one is an error");
   app.add_option("--float-steps", o.float_steps, "steps of float training on the built-in data set");
-  app.add_option("--dump-layers", o.dump_layers, "write every layer's codes for validation images into this folder (scripts/compare_with_onnxruntime)");
+  app.add_option("--dump-layers", o.dump_layers, "write every layer's codes for validation images into this folder (scripts/compare_with_onnxruntime); with --int8-eval the integers'");
   app.add_option("--dump-images", o.dump_images, "validation images of the dump");
   app.add_option("--dump-layer-images", o.dump_layer_images, "of those, the ones that all layers are written for");
   app.add_flag("--print-quantizers", o.print_quantizers, "print every quantizer with its range and grid at the end");
