@@ -3,8 +3,10 @@
 import re
 import sys
 
-FUSED = re.compile(r"^\s*(?:@%p\d+ )?((?:fma|mad)\.(?:rn|rz|rm|rp)\S*|div\.(?:approx|full)\S*|rcp\.approx\S*|ex2\S*)\s.*$", re.M)
-WANTED = ("FakeQuantFour", "FakeQuantI", "RangeSums", "CodedSums", "RangeGradients", "Dequantize")
+FUSED = re.compile(r"^\s*(?:@%p\d+ )?(((?:fma|mad)\.(?:rn|rz|rm|rp)\S*|div\.(?:approx|full)\S*|rcp\.approx\S*|ex2\S*)\s.*)$", re.M)
+# QLinearAdd is written with fused multiply-adds (integer_math.h); no other kernel may have one.
+WRITTEN = {"AddCodes": "fma.rn.f32"}
+WANTED = (*WRITTEN, "FakeQuantFour", "FakeQuantI", "RangeSums", "CodedSums", "RangeGradients", "Dequantize")
 
 text = open(sys.argv[1]).read()
 bodies = {m[1]: m[2] for m in re.finditer(r"\.entry (\w+)\((.*?)^}", text, re.M | re.S)}
@@ -17,7 +19,10 @@ if not any("div.rn.f32" in body and "cvt.rni" in body for body in bodies.values(
     print("no kernel divides and rounds: is this the PTX of the quantization kernels?")
     failed += 1
 for kernel, body in bodies.items():
+    written = next((i for name, i in WRITTEN.items() if re.search(rf"\d{name}E", kernel)), None)
     for m in FUSED.finditer(body):
+        if m[2] == written:
+            continue
         print(f"{kernel}: {m[1]}")
         failed += 1
 print(f"{len(bodies)} kernels")
