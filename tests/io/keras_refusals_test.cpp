@@ -281,6 +281,7 @@ std::string stored_block(const std::string& data, const std::string& sum) {
 }  // namespace
 
 TEST_CASE("inflate: everything that makes a stream no stream") {
+  CHECK_CONTAINS(error_of([] { io::inflate_zlib("", size_t{1} << 32, "my.h5: conv"); }), "4 GB are the limit");
   const std::string sum("\x02\x4d\x01\x27", 4);  // Adler-32 of "abc"
   CHECK(io::inflate_zlib(stored_block("abc", sum), 3, "x") == "abc");
   std::string complement = stored_block("abc", sum);
