@@ -377,7 +377,7 @@ std::string Reader::chunked(const Object& o, const Span& layout, const std::vect
         to += k * stride;
         stride *= d[i];
       }
-      if (inside) std::memcpy(out.data() + (to + c.at[last]) * element, data.data() + r * extent[last] * element, static_cast<size_t>(row * element));
+      if (inside && row > 0) std::memcpy(out.data() + (to + c.at[last]) * element, data.data() + r * extent[last] * element, static_cast<size_t>(row * element));
     }
   }
   return out;
@@ -418,7 +418,7 @@ void Reader::dataset(const Object& o, const std::string& path) {
   const std::string raw = data(o, array.dims, element);
   array.values.resize(static_cast<size_t>(product(array.dims)));
   if (element == 2) convert<uint16_t>(raw, array.values, half_to_float);
-  if (element == 4) std::memcpy(array.values.data(), raw.data(), raw.size());
+  if (element == 4 && !raw.empty()) std::memcpy(array.values.data(), raw.data(), raw.size());
   if (element == 8) convert<double>(raw, array.values, [](double v) { return static_cast<float>(v); });
   found_(std::move(array));
 }

@@ -91,7 +91,7 @@ void widen(const std::string& raw, std::vector<Out>& out) {
 
 void from_raw(const std::string& raw, Constant& c) {
   switch (c.type) {
-    case kFloat: return void(std::memcpy(c.floats.data(), raw.data(), raw.size()));
+    case kFloat: return widen<float>(raw, c.floats);
     case kDouble: return widen<double>(raw, c.floats);
     case kInt32: return widen<int32_t>(raw, c.ints);
     case kInt64: return widen<int64_t>(raw, c.ints);
