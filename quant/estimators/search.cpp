@@ -176,10 +176,11 @@ namespace {
 
 // A pattern search about the best candidate: its neighbours in scale and offset, half as far away whenever none of them is better.
 Candidate refined(const Noise& noise, Candidate best, double cost, int64_t steps, bool symmetric, double gamma) {
-  constexpr int kHalvings = 6;
+  // The moves are bounded: where a histogram's values are far apart each step may be better than the last for as long as doubles can tell.
+  constexpr int kHalvings = 6, kMoves = 400;
   const auto n = static_cast<double>(steps);
   double scale_step = best.delta / 32.0, offset_step = n / 40.0;
-  for (int halved = 0; halved < kHalvings;) {
+  for (int halved = 0, moves = 0; halved < kHalvings && moves < kMoves; ++moves) {
     const double shift = std::max(1.0, std::rint(offset_step));
     const Candidate neighbours[] = {
         {best.delta - scale_step, best.offset}, {best.delta + scale_step, best.offset}, {best.delta, best.offset - shift}, {best.delta, best.offset + shift}};
