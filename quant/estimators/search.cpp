@@ -176,7 +176,7 @@ namespace {
 
 // A pattern search about the best candidate: its neighbours in scale and offset, half as far away whenever none of them is better.
 Candidate refined(const Noise& noise, Candidate best, double cost, int64_t steps, bool symmetric, double gamma) {
-  // The moves are bounded: where a histogram's values are far apart each step may be better than the last for as long as doubles can tell.
+  // The moves are bounded: each may be a little better than the last for as long as doubles can tell.
   constexpr int kHalvings = 6, kMoves = 400;
   const auto n = static_cast<double>(steps);
   double scale_step = best.delta / 32.0, offset_step = n / 40.0;
