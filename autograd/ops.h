@@ -191,8 +191,13 @@ Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<c
 Var round_bias(const Var& bias, float input_scale, std::span<const Grid> weight_grids);
 
 // ---- fused with quantization -------------------------------------------------------------------------------------------------------------------
-// What a Plan runs in place of several ops: the same values bit for bit, one byte kept per element for the backward pass instead of two floats. Range
-// gradients see the rounding residual in steps of 1/252.
+// What a Plan runs in place of several ops: one byte kept per element for the backward pass instead of two floats. Range gradients see the rounding residual in
+// steps of 1/252. Multiplied as floats, the values are those of the several ops bit for bit.
+
+/// How the values of byte grids are multiplied on their way to another. integers: as the integer target does it, sums exact in int32, the bias on their grid, one
+/// multiplication, rounded (ONNX Runtime's QLinearConv; core/math/integer_math.h): for weights with zero point 0 and codes within -128..127, unless a sum might leave
+/// int32. floats: as values, sums in f32; a GPU multiplies integers in any case.
+enum class Products : uint8_t { integers, floats };
 
 /// The per-tensor grid a result is put on, within 0..255. With min and max (each [1]) the range is learned, without them the mask is straight-through.
 struct GridTarget {
@@ -200,10 +205,12 @@ struct GridTarget {
   GridSpec spec;
   RangeGradient rule = RangeGradient::aimet;
   Var min, max;
+  Products products = Products::integers;
 };
 /// quantize(clamp(conv2d(x, w) + bias)): a coded Var.
 Var conv2d_quantized(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec, const GridTarget& target);
-Var dense_quantized(const Var& x, const Var& w, const Var* bias, const GridTarget& target);
+/// quantize(clamp(dense(x, w) + bias)).
+Var dense_quantized(const Var& x, const Var& w, const Var* bias, const GridTarget& target, float lo = -kInfinity, float hi = kInfinity);
 /// clamp(a + b) of equal shapes; dense or coded.
 Var add_clamped(const Var& a, const Var& b, float lo, float hi);
 /// quantize(clamp(a + b)): a coded Var.

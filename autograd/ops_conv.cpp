@@ -27,7 +27,7 @@ ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const C
           .groups = spec.groups};
 }
 
-// The grids of w where a device may multiply its integers. The CPU multiplies dequantized values and asks for none.
+// The grids of w where a device may multiply its integers. The CPU does it on the way to a grid.
 struct PlacedGrids {
   Tensor memory;
   bool per_channel = false;
@@ -39,9 +39,10 @@ struct PlacedGrids {
   }
 };
 
-PlacedGrids weight_grids(const Var& w, Device device) {
+PlacedGrids weight_grids(const Var& w, Device device, const GridTarget* target) {
   PlacedGrids p;
-  if (device.type == DeviceType::cpu || !w.grids() || (w.grids()->size() != 1 && static_cast<int64_t>(w.grids()->size()) != w.shape()[0])) return p;
+  const bool wanted = device.type != DeviceType::cpu || (target && target->products == Products::integers);
+  if (!wanted || !w.grids() || (w.grids()->size() != 1 && static_cast<int64_t>(w.grids()->size()) != w.shape()[0])) return p;
   int32_t magnitude = 0;
   for (const Grid& g : *w.grids()) {
     constexpr int32_t kExact = 1 << 22;  // what rint(w / scale) recovers
@@ -65,7 +66,7 @@ ops::Kept keep_input(const Var& x, const PlacedGrids& w) {
 Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const ConvGeometry& g, const Shape& y_shape, const Conv2dSpec& spec, const GridTarget* target) {
   const float lo = spec.clamp_min, hi = spec.clamp_max;
   const Device device = x.device();
-  const PlacedGrids w_grids = weight_grids(w, device);
+  const PlacedGrids w_grids = weight_grids(w, device, target);
   const ops::Kept kept_x = keep_input(x, w_grids);
   const Tensor wt = w.dense();
   const bool wanted = x.tracked() || w.tracked() || (bias && bias->tracked()) || (target && target->min.tracked());
@@ -177,15 +178,17 @@ Shape dense_shape(const Shape& x, const Shape& w) {
   return {x[0], w[0]};
 }
 
-static Var checked_dense(const char* op, const Var& x, const Var& w, const Var* bias, const GridTarget* target) {
+static Var checked_dense(const char* op, const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec, const GridTarget* target) {
   check_common(op, x, w, bias);
   const Shape y = dense_shape(x.shape(), w.shape());
   if (bias) ops::check_shape(op, "bias", bias->shape(), Shape{y[1]});
   const ConvGeometry g{.n = 1, .h = 1, .w = y[0], .c = x.shape()[1], .k = y[1], .oh = 1, .ow = y[0]};
-  return convolve(op, x, w, bias, g, y, {}, target);
+  return convolve(op, x, w, bias, g, y, spec, target);
 }
 
-Var dense(const Var& x, const Var& w, const Var* bias) { return checked_dense("dense", x, w, bias, nullptr); }
-Var dense_quantized(const Var& x, const Var& w, const Var* bias, const GridTarget& target) { return checked_dense("dense_quantized", x, w, bias, &target); }
+Var dense(const Var& x, const Var& w, const Var* bias) { return checked_dense("dense", x, w, bias, {}, nullptr); }
+Var dense_quantized(const Var& x, const Var& w, const Var* bias, const GridTarget& target, float lo, float hi) {
+  return checked_dense("dense_quantized", x, w, bias, {.clamp_min = lo, .clamp_max = hi}, &target);
+}
 
 }  // namespace detent

@@ -1,5 +1,6 @@
 // ResNet-50 at 224x224 on random images: images per second of evaluation and training, float and quantized. One JSON line with --json.
 //   resnet50_bench --mode eval|train|qat-train|qat-eval|int8-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 1] --json
+// --products floats: quantized layers multiply floats, the reference of multiplying integers.
 // --record 1: forward and backward of a training step are recorded and replayed (a CUDA graph); the JSON line says how many steps were replays.
 // --profile: after the timed steps as many more, with a table of the time of each layer.
 // train: the unfolded network with batch norm in training mode. qat-*: folded, W8A8, learned ranges. int8-eval: that network by integer execution.
@@ -30,7 +31,7 @@ using namespace detent;
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string mode = "eval", device = "cpu", config, precision;
+  std::string mode = "eval", device = "cpu", config, precision, products = "integers";
   int64_t batch = 16, steps = 5, warmup = 2, image_size = 224;
   int threads = 0;
   bool json = false, record = false, profile = false;
@@ -65,6 +66,7 @@ Options parse(int argc, char** argv) {
     else if (a == "--steps") o.steps = number(a, v);
     else if (a == "--warmup") o.warmup = number(a, v);
     else if (a == "--image-size") o.image_size = number(a, v);
+    else if (a == "--products") o.products = v;
     else if (a == "--record") o.record = number(a, v) == 1;
     else if (a == "--threads") o.threads = static_cast<int>(number(a, v));
     else fail("unknown option ", a);
@@ -112,6 +114,8 @@ int run(const Options& o) {
   if (!o.precision.empty()) backend(device).set_precision(precision_named(o.precision));
   nn::Graph net = nn::models::resnet50({.classes = 1000, .image_size = o.image_size});
   nn::initialize(net, {.seed = 0});
+  DETENT_CHECK(o.products == "integers" || o.products == "floats", "--products ", o.products, ": give integers or floats");
+  if (o.products == "floats") net.set_products(Products::floats);
   net.to(device);
   nn::infer(net, random_images(1, o.image_size));
   backend(device).synchronize();

@@ -9,6 +9,14 @@
 
 namespace detent {
 
+/// What a fused forward pass keeps of an integer convolution for the backward one: residual_of_sum of each sum.
+struct IntegerResidual {
+  int8_t* out = nullptr;                // null: nothing is kept
+  const float* scale = nullptr;         // [k]: of the sums, AccumulatorScale::value
+  IntegerClamp clamp = {};
+  bool on_value = false;
+};
+
 /// y[k] = requantize(sum (x - x_zero) * q[k] + bias[k]), clamped to the codes `range`. Padding holds x_zero.
 struct IntegerConv2dArgs {
   ConvGeometry geometry;
@@ -20,6 +28,7 @@ struct IntegerConv2dArgs {
   Grid grid = {};                       // of y
   CodeRange range = {};
   uint8_t* y = nullptr;
+  IntegerResidual residual = {};
 };
 
 struct IntegerAddArgs {

@@ -205,9 +205,9 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
     DETENT_CHECK(fits, "graph: input \"", info.name, "\" is ", s, ", expected ", info.shape, " with any batch size of at least 1");
     vars[static_cast<size_t>(inputs_[i].id)] = place(inputs_[i], inputs[i]);
   }
-  // A tap sees every value, so nothing may be fused under it (but the sum in front of a quantized activation); integers have no values inside a step to show.
+  // A tap sees every value, so nothing may be fused under it (but what is computed on codes); integers have no values inside a step to show.
   const bool planned = integer || (execution_ == Execution::planned && !tap_);
-  const std::vector<PlanStep> compiled = integer ? std::vector<PlanStep>() : compile_plan(*this, planned ? Fuse::all : Fuse::sums);
+  const std::vector<PlanStep> compiled = integer ? std::vector<PlanStep>() : compile_plan(*this, planned ? Fuse::all : Fuse::integers);
   const std::vector<PlanStep>& steps = integer ? integer_->steps : compiled;
   std::vector<int> uses(values_.size(), 0);
   for (const PlanStep& s : steps) {
@@ -233,7 +233,7 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
         if (const std::optional<Grid>& own = integer_->prepared[static_cast<size_t>(s.output.id)]) shown.set_grids({*own});
         tap_(s.output, shown, shown);
       }
-    } else if (is_sum_of_codes(*this, s, in)) {
+    } else if (is_on_codes(*this, s, in)) {
       y = run_step(*this, s, context, in);
       if (tap_) tap_(s.output, y, y);
     } else {

@@ -87,6 +87,10 @@ class Graph {
   /// more than 256 codes, no value is on a grid, or the network is not on the cpu.
   void set_execution(Execution e);
   Execution execution() const { return execution_; }
+  /// How a simulated quantized layer multiplies (autograd/ops.h), in training and evaluation, however it is scheduled. The default gives the codes of the integer target
+  /// and is the fast one; floats is its reference. Values outside byte grids are floats either way.
+  void set_products(Products p) { products_ = p; }
+  Products products() const { return products_; }
   /// Under integer execution: "NODE (OP): why" for each node that runs in float.
   std::vector<std::string> float_nodes() const;
 
@@ -124,6 +128,7 @@ class Graph {
   std::vector<Value> inputs_, outputs_;
   Mode mode_ = Mode::automatic;
   Execution execution_ = Execution::planned;
+  Products products_ = Products::integers;
   std::unique_ptr<IntegerPlan> integer_;  // null: not prepared, or the graph was edited since
   Tap tap_;
 };

@@ -1,5 +1,7 @@
 #include "detent/nn/plan.h"
 
+#include <algorithm>
+
 #include "detent/autograd/op_support.h"
 #include "detent/autograd/ops_integer.h"
 #include "detent/core/math/integer_math.h"
@@ -13,6 +15,8 @@ bool is_clamp(const Graph::Node& n) {
   const auto* a = dynamic_cast<const Activation*>(n.module.get());
   return a && a->op().kind == PointwiseKind::clip;
 }
+
+bool active(const Graph::ValueInfo& v) { return v.transform && v.transform->active_grids(); }
 
 // The node that alone reads this value, or -1.
 int next_in_chain(const Graph& g, const std::vector<std::vector<int>>& readers, Value v) {
@@ -58,6 +62,15 @@ Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var&
   return o;
 }
 
+// A layer that integers can be multiplied by, and shall.
+bool multiplies_integers(const Graph& g, const Graph::Node& n) {
+  if (g.products() != Products::integers || (n.op != "Conv" && n.op != "Gemm")) return false;
+  const auto* conv = dynamic_cast<const Conv2d*>(n.module.get());
+  const Parameter& w = conv ? conv->weight : static_cast<const Dense&>(*n.module).weight;
+  const std::vector<Grid>* grids = w.transform ? w.transform->active_grids() : nullptr;
+  return grids && std::all_of(grids->begin(), grids->end(), [](const Grid& q) { return q.zero_point == 0 && q.qmin >= -128 && q.qmax <= 127; });
+}
+
 Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target, BatchStatistics* statistics = nullptr) {
   const Operands o = operands(m, norm, context, x);
   const Var* bias = o.has_bias ? &o.bias : nullptr;
@@ -70,7 +83,7 @@ Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& cont
     spec.statistics = statistics;
     return target ? conv2d_quantized(x, o.weight, bias, spec, *target) : conv2d(x, o.weight, bias, spec);
   }
-  if (target && s.clamp_min == -kInfinity && s.clamp_max == kInfinity) return dense_quantized(x, o.weight, bias, *target);
+  if (target) return dense_quantized(x, o.weight, bias, *target, s.clamp_min, s.clamp_max);
   const Var y = dense(x, o.weight, bias);
   return s.clamp_min == -kInfinity && s.clamp_max == kInfinity ? y : clip(y, s.clamp_min, s.clamp_max);
 }
@@ -108,9 +121,9 @@ class Planner {
   PlanStep step_from(int head) {
     const Graph::Node& n = node(head);
     PlanStep step{.head = head, .norm = -1, .addend = {}, .output = n.output};
-    if (fuse_ == Fuse::sums) {
-      const int next = joins(g_, n) ? next_in_chain(g_, readers_, n.output) : -1;
-      if (next >= 0 && is_clamp(node(next)) && g_.value(node(next).output).transform) take_clamp(step, next);
+    if (fuse_ == Fuse::integers) {
+      const int next = joins(g_, n) || multiplies_integers(g_, n) ? next_in_chain(g_, readers_, n.output) : -1;
+      if (next >= 0 && is_clamp(node(next)) && active(g_.value(node(next).output))) take_clamp(step, next);
       return step;
     }
     if (!starts_chain(g_, n)) return step;
@@ -179,11 +192,14 @@ std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step) {
   return in;
 }
 
-bool is_sum_of_codes(const Graph& g, const PlanStep& s, std::span<const Var> inputs) {
+bool is_on_codes(Graph& g, const PlanStep& s, std::span<const Var> inputs) {
   const Graph::ValueInfo& out = g.value(s.output);
-  if (!joins(g, g.nodes()[static_cast<size_t>(s.head)]) || !out.transform || !ops::on_byte_grid(inputs[0]) || !ops::on_byte_grid(inputs[1])) return false;
+  const Graph::Node& head = g.nodes()[static_cast<size_t>(s.head)];
+  if (!out.transform || !ops::on_byte_grid(inputs[0])) return false;
   const std::optional<GridTarget> target = out.transform->grid_target(inputs[0].shape().elements(), inputs[0].device());
-  return target && absorbs_clamp(target->grid, s.clamp_min, s.clamp_max);
+  if (!target) return false;
+  if (multiplies_integers(g, head)) return s.norm < 0 && s.addend.id < 0;
+  return joins(g, head) && ops::on_byte_grid(inputs[1]) && absorbs_clamp(target->grid, s.clamp_min, s.clamp_max);
 }
 
 Var run_apart(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs) {
@@ -203,6 +219,7 @@ Var run_in_float(Graph& g, const PlanStep& s, const Context& context, std::span<
     Shape shape = out.shape;
     shape.set(0, inputs[0].shape()[0]);
     target = out.transform->grid_target(shape.elements(), inputs[0].device());
+    if (target) target->products = g.products();
   }
   Var y;
   const GridTarget* to = target ? &*target : nullptr;

@@ -24,7 +24,7 @@ struct PlanStep {
 };
 
 enum class Fuse : bool {
-  sums,  ///< only an addition and the clamp behind it, where a transform follows: every other node is a step of its own
+  integers,  ///< only what an integer target computes as one: an addition, convolution or dense layer and the clamp behind it, where a transform follows
   all
 };
 /// Chains are cut at values that others read, that are outputs or that carry a transform.
@@ -33,9 +33,9 @@ std::vector<PlanStep> compile_plan(const Graph& graph, Fuse fuse = Fuse::all);
 /// The values a step reads: its head's inputs, and the addend behind them.
 std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step);
 
-/// True when the step adds values on grids of bytes for a value on such a grid: a sum of codes, rounded once (integer_add of core/math/integer_math.h), however
-/// the Graph is run.
-bool is_sum_of_codes(const Graph& graph, const PlanStep& step, std::span<const Var> inputs);
+/// True when the step is computed on codes, from bytes to bytes, with one rounding (core/math/integer_math.h), however the Graph is run: a sum, or products as integers
+/// (Graph::set_products).
+bool is_on_codes(Graph& graph, const PlanStep& step, std::span<const Var> inputs);
 /// The step's operations one after the other, its transform left out.
 Var run_apart(Graph& graph, const PlanStep& step, const Context& context, std::span<const Var> inputs);
 /// Runs one step on its step_inputs and returns the value of step.output behind its transform.

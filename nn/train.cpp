@@ -104,17 +104,23 @@ void require_finite(Graph& graph, std::string_view what) {
 
 std::string first_nonfinite_value(Graph& graph, const Tensor& images) {
   std::string found;
-  // Before the transform too: a quantizer turns NaN into zero.
+  // Before the transform too: a quantizer turns NaN into zero. So do integers.
+  const Products products = graph.products();
+  graph.set_products(Products::floats);
   graph.set_tap([&](Value v, const Var& x, const Var& y) {
     if (found.empty() && !(finite(x.dense()) && finite(y.dense()))) found = graph.value(v).name;
   });
+  const auto restore = [&] {
+    graph.set_tap({});
+    graph.set_products(products);
+  };
   try {
     graph(images);
   } catch (...) {
-    graph.set_tap({});
+    restore();
     throw;
   }
-  graph.set_tap({});
+  restore();
   return found;
 }
 

@@ -3,6 +3,7 @@
 
 #include "detent/backends/cpu/conv_driver.h"
 #include "detent/backends/cpu/fma_peak.h"
+#include "detent/backends/cpu/integer.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
 #include "detent/core/parallel.h"
@@ -102,7 +103,10 @@ double fma_burst(Isa isa, int64_t rounds) {
   return value == value ? static_cast<double>(rounds) * 24 : 0.0;
 }
 
-void conv2d(const Conv2dArgs& a) { conv_isa() ? conv2d(*conv_isa(), a) : scalar::conv2d(a); }
+void conv2d(const Conv2dArgs& a) {
+  if (integer_forward(integer_engine(), a)) return;
+  conv_isa() ? conv2d(*conv_isa(), a) : scalar::conv2d(a);
+}
 void conv2d_backward_data(const Conv2dBackwardDataArgs& a) { conv_isa() ? conv2d_backward_data(*conv_isa(), a) : scalar::conv2d_backward_data(a); }
 void conv2d_backward_filter(const Conv2dBackwardFilterArgs& a) { conv_isa() ? conv2d_backward_filter(*conv_isa(), a) : scalar::conv2d_backward_filter(a); }
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "detent/backends/cpu/kernels.h"
+#include "detent/core/epilogue.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu::scalar {
@@ -10,22 +11,7 @@ namespace {
 
 float load(const ConvInput& in, int64_t i) { return in.x ? in.x[i] : dequantize(in.codes[i], in.grid); }
 
-void store(const Epilogue& e, int64_t i, int64_t k, double acc) {
-  float v = static_cast<float>(acc);
-  const float bias = e.bias ? e.bias[k] : 0.0f;
-  v = e.scale ? std::fma(v, e.scale[k], bias) : v + bias;
-  if (e.addend) v += e.addend[i];
-  const bool masked = v <= e.clamp_min || v >= e.clamp_max;
-  v = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
-  if (!e.quantize) {
-    e.y[i] = v;
-    return;
-  }
-  const int32_t q = quantize(v, e.grid);
-  if (e.y) e.y[i] = dequantize(q, e.grid);
-  if (e.codes) e.codes[i] = static_cast<uint8_t>(q);
-  if (e.residual) e.residual[i] = residual_byte(v, e.grid, masked, e.mask_on_value);
-}
+void store(const Epilogue& e, int64_t i, int64_t k, double acc) { write_one(e, i, finish(e, biased(e, static_cast<float>(acc), k, i))); }
 
 // Two passes over the stored values.
 void statistics(const Conv2dArgs& a) {

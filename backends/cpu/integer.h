@@ -5,17 +5,22 @@
 #include <cstdint>
 
 #include "detent/backends/cpu/conv_isa.h"
+#include "detent/core/backend.h"
 #include "detent/core/integer_kernels.h"
 
 namespace detent::cpu {
 
-/// The epilogue of a tile: q = clamp(rint(float(acc + offset[k]) * multiplier[k]) + zero_point, lo, hi).
+/// The epilogue of a tile: q = clamp(rint(float(acc + offset[k]) * multiplier[k]) + zero_point, lo, hi), and where it is wanted residual_of_sum on the grid.
 struct IntegerTarget {
   const int32_t* offset = nullptr;
   const float* multiplier = nullptr;
   float zero_point = 0.0f, lo = 0.0f, hi = 255.0f;
   uint8_t* y = nullptr;
   int64_t channels = 0;  // of the whole output: distance between pixels
+  Grid grid = {};
+  IntegerResidual residual = {};
+  // The residual's bounds: of the place on the grid, or of the value with on_value; and the clamp's bytes.
+  float inside_lo = 0.0f, inside_hi = 0.0f;
 };
 
 /// One panel times a run of pixels: sum over taps t and words i of rows[t][p][x_offset + 4i .. 4i+3] * w[t][i].
@@ -50,6 +55,7 @@ struct IntegerDepthwise {
   int64_t channels;
   const IntegerTarget* target;
   uint8_t* y;
+  int8_t* residual;            // or null
 };
 
 /// Rows of codes: integer_rows.cpp, built for each instruction set as dense.cpp is.
@@ -61,6 +67,8 @@ struct IntegerRows {
   /// y[j] = max over taps of tap[t][offset + j].
   void (*max_taps)(const uint8_t* const* tap, int64_t taps, int64_t offset, int64_t c, uint8_t* y);
   void (*depthwise)(const IntegerDepthwise&);
+  /// q[i] = weight_code(w[i], scale); the sum of q, and of |q|.
+  void (*weight_codes)(const float* w, float scale, int64_t n, int8_t* q, int64_t* sum, int64_t* magnitude);
 };
 extern const IntegerRows kIntegerScalar;
 extern const IntegerRows kIntegerAvx2;
@@ -80,6 +88,10 @@ void integer_add(const IntegerEngine& e, const IntegerAddArgs& a);
 void integer_global_average_pool(const IntegerEngine& e, const IntegerAverageArgs& a);
 void integer_max_pool(const IntegerEngine& e, const IntegerMaxPoolArgs& a);
 void integer_regrid(const uint8_t* x, const uint8_t* table, uint8_t* y, int64_t n);
+
+/// A quantizing convolution of codes by weights on byte grids, through integer_conv2d: same codes as ONNX Runtime's QLinearConv. False when it is not one, or when a
+/// sum might leave int32: then nothing was written.
+bool integer_forward(const IntegerEngine& e, const Conv2dArgs& a);
 
 /// The table of the engine in use.
 const IntegerKernels& integer_kernels();

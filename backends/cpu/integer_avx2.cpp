@@ -36,6 +36,32 @@ struct Vec {
   DETENT_VEC I lanes(int64_t count) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(count > 8 ? 8 : count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
   DETENT_VEC I load(const int32_t* p, int64_t count) { return _mm256_maskload_epi32(p, lanes(count)); }
 
+  using F = __m256;
+  using M = __m256;
+  DETENT_VEC F to_float(I a) { return _mm256_cvtepi32_ps(a); }
+  DETENT_VEC F set(float v) { return _mm256_set1_ps(v); }
+  DETENT_VEC F load(const float* p, int64_t count) { return _mm256_maskload_ps(p, lanes(count)); }
+  DETENT_VEC F add(F a, F b) { return _mm256_add_ps(a, b); }
+  DETENT_VEC F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  DETENT_VEC F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  DETENT_VEC F rint(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  DETENT_VEC M le(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+  DETENT_VEC M both(M a, M b) { return _mm256_and_ps(a, b); }
+  DETENT_VEC F select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
+  DETENT_VEC void store_bytes(int8_t* p, F v, int64_t count) {
+    const I q = _mm256_cvtps_epi32(v);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+    store_some(reinterpret_cast<uint8_t*>(p), _mm_cvtsi128_si64(_mm_packs_epi16(words, words)), count);
+  }
+  // The first `count` of eight bytes, if there are so many.
+  DETENT_VEC void store_some(uint8_t* p, int64_t bytes, int64_t count) {
+    if (count >= 8) {
+      __builtin_memcpy(p, &bytes, 8);
+      return;
+    }
+    for (int i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(bytes >> (8 * i));
+  }
+
   // Clamping before rounding is the same, as the bounds are integers, and the lower one is left to the saturation of the packs.
   template <int NV>
   DETENT_VEC void store(const I (&acc)[NV], const IntegerTarget& e, int64_t k, uint8_t* y, int64_t channels) {
@@ -47,11 +73,7 @@ struct Vec {
       const I q = _mm256_cvtps_epi32(_mm256_min_ps(most, _mm256_mul_ps(_mm256_cvtepi32_ps(acc[j]), m)));
       const __m128i s = _mm_adds_epi16(_mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1)), z);
       const int64_t bytes = _mm_cvtsi128_si64(_mm_max_epu8(_mm_packus_epi16(s, s), lo));
-      if (left >= 8) {
-        __builtin_memcpy(y + 8 * j, &bytes, 8);
-        continue;
-      }
-      for (int i = 0; i < left; ++i) y[8 * j + i] = static_cast<uint8_t>(bytes >> (8 * i));
+      store_some(y + 8 * j, bytes, left);
     }
   }
 };

@@ -8,6 +8,28 @@
   DETENT_VEC __mmask16 lanes(int64_t count) { return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>(0xffffu >> (16 - (count > 0 ? count : 0))); }
   DETENT_VEC I load(const int32_t* p, int64_t count) { return _mm512_maskz_loadu_epi32(lanes(count), p); }
 
+  using F = __m512;
+  using M = __mmask16;
+  DETENT_VEC F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+  DETENT_VEC F set(float v) { return _mm512_set1_ps(v); }
+  DETENT_VEC F load(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(lanes(count), p); }
+  DETENT_VEC F add(F a, F b) { return _mm512_add_ps(a, b); }
+  DETENT_VEC F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  DETENT_VEC F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  DETENT_VEC F rint(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  DETENT_VEC M le(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+  DETENT_VEC M both(M a, M b) { return static_cast<M>(a & b); }
+  DETENT_VEC F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
+  // Masked stores of bytes are slow.
+  DETENT_VEC void store_bytes(int8_t* p, F v, int64_t count) {
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+    if (count >= 16) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    } else if (count > 0) {
+      _mm_mask_storeu_epi8(p, lanes(count), bytes);
+    }
+  }
+
   // Clamping before rounding is the same, as the bounds are integers, and the lower one is left to the saturation of the packs. Four vectors become 64 bytes.
   template <int NV>
   DETENT_VEC void store(const I (&acc)[NV], const IntegerTarget& e, int64_t k, uint8_t* y, int64_t channels) {

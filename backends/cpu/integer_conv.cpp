@@ -39,6 +39,12 @@ void pack_panel(const IntegerIsa& isa, const Layout& l, const int8_t* q, int64_t
   const int8_t* src = q + (group * l.channels + k0) * l.taps * l.depth;
   int8_t* dst = packed + group * l.group_bytes + k0 * l.taps * l.words * kWord;
   std::memset(dst, 0, static_cast<size_t>(width * l.taps * l.words * kWord));
+  if (l.depth % kWord == 0) {
+    for (int64_t i = 0; i < l.taps * l.words; ++i) {
+      for (int64_t k = 0; k < valid; ++k) std::memcpy(dst + (i * width + k) * kWord, src + (k * l.taps * l.words + i) * kWord, kWord);
+    }
+    return;
+  }
   for (int64_t k = 0; k < valid; ++k) {
     for (int64_t t = 0; t < l.taps; ++t) {
       for (int64_t i = 0; i < l.depth; ++i) dst[((t * l.words + i / kWord) * width + k) * kWord + i % kWord] = src[(k * l.taps + t) * l.depth + i];
@@ -148,7 +154,11 @@ void for_each_task(Call& c, int64_t parts, Fn&& fn) {
 }
 
 IntegerTarget target_of(const IntegerConv2dArgs& a) {
-  return {a.offset, a.multiplier, static_cast<float>(a.grid.zero_point), static_cast<float>(a.range.lo), static_cast<float>(a.range.hi), a.y, a.geometry.k};
+  IntegerTarget t{a.offset, a.multiplier, static_cast<float>(a.grid.zero_point), static_cast<float>(a.range.lo), static_cast<float>(a.range.hi), a.y, a.geometry.k, a.grid, a.residual};
+  const float lo = static_cast<float>(a.grid.qmin), hi = static_cast<float>(a.grid.qmax);
+  t.inside_lo = a.residual.on_value ? a.grid.scale * (lo - t.zero_point) : lo;
+  t.inside_hi = a.residual.on_value ? a.grid.scale * (hi - t.zero_point) : hi;
+  return t;
 }
 
 void run_tiles(const IntegerIsa& isa, const IntegerConv2dArgs& a) {
@@ -176,9 +186,10 @@ void run_depthwise(const IntegerRows& rows, const IntegerConv2dArgs& a) {
   Call c(a, false, true, 0);
   const IntegerTarget target = target_of(a);
   for_each_task(c, 1, [&](const Rows& r, int64_t row_stride, int64_t chunk, int64_t) {
-    IntegerDepthwise d{r.rows, row_stride, c.gather.taps.count(), static_cast<const int16_t*>(a.packed), a.geometry.c, &target, nullptr};
+    IntegerDepthwise d{r.rows, row_stride, c.gather.taps.count(), static_cast<const int16_t*>(a.packed), a.geometry.c, &target, nullptr, nullptr};
     for (int64_t p = 0; p < c.end(chunk) - c.begin(chunk); ++p, ++d.rows) {
       d.y = a.y + r.out[p] * a.geometry.k;
+      if (a.residual.out) d.residual = a.residual.out + r.out[p] * a.geometry.k;
       rows.depthwise(d);
     }
   });
@@ -240,6 +251,7 @@ void scalar::integer_conv2d(const IntegerConv2dArgs& a) {
           }
         }
         a.y[p * g.k + k] = static_cast<uint8_t>(requantize(acc, a.multiplier[k], clamped));
+        if (a.residual.out) a.residual.out[p * g.k + k] = residual_of_sum(acc, {a.residual.scale[k], a.multiplier[k]}, a.residual.clamp, a.grid, a.residual.on_value);
       }
     }
   });

@@ -17,6 +17,18 @@ DETENT_INLINE int32_t word_at(const uint8_t* p) {
   return w;
 }
 
+// residual_of_sum of one vector of `n` valid channels.
+DETENT_INLINE void store_residual(I acc, const IntegerTarget& e, int64_t k, int8_t* to, int64_t n) {
+  const Vec::F sum = Vec::to_float(acc), t = Vec::mul(sum, Vec::load(e.multiplier + k, n)), v = Vec::mul(sum, Vec::load(e.residual.scale + k, n));
+  const Vec::F rounded = Vec::rint(t);
+  const Vec::F judged = e.residual.on_value ? v : Vec::add(rounded, Vec::set(e.zero_point));
+  const Vec::M inside = Vec::both(Vec::le(Vec::set(e.inside_lo), judged), Vec::le(judged, Vec::set(e.inside_hi)));
+  const Vec::F kept = Vec::rint(Vec::mul(Vec::set(kResidualScale), Vec::sub(rounded, t)));
+  const Vec::F unclamped = Vec::select(inside, kept, Vec::set(kOutside));
+  const Vec::F above = Vec::select(Vec::le(Vec::set(e.residual.clamp.max), v), Vec::set(e.residual.clamp.high), unclamped);
+  Vec::store_bytes(to, Vec::select(Vec::le(v, Vec::set(e.residual.clamp.min)), Vec::set(e.residual.clamp.low), above), n);
+}
+
 template <int NV, int P>
 DETENT_INLINE void step(I (&acc)[P][NV], const uint8_t* const (&x)[P], int64_t i, const int8_t* w) {
   Vec::Weights b[NV];
@@ -60,7 +72,11 @@ static void tile(const IntegerTile& arguments) {
     DETENT_UNROLL
     for (int p = 0; p < P; ++p) {
       if (p >= np) break;
-      Vec::store<NV>(acc[p], e, a.k0, e.y + a.out[p0 + p] * e.channels + a.k0, a.channels);
+      const int64_t at = a.out[p0 + p] * e.channels + a.k0;
+      Vec::store<NV>(acc[p], e, a.k0, e.y + at, a.channels);
+      if (!e.residual.out) continue;
+      DETENT_UNROLL
+      for (int j = 0; j < NV; ++j) store_residual(acc[p][j], e, a.k0 + j * kV, e.residual.out + at + j * kV, a.channels - j * kV);
     }
   }
 }

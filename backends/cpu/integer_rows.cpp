@@ -69,6 +69,17 @@ void max_taps(const uint8_t* const* tap, int64_t taps, int64_t offset, int64_t c
   }
 }
 
+// residual_of_sum of a block of sums, for channels c and on.
+void keep_residual(const IntegerTarget& e, const int32_t* acc, int64_t c, int64_t n, int8_t* out) {
+  const Grid g = e.grid;
+  const IntegerClamp clamp = e.residual.clamp;
+  const bool on_value = e.residual.on_value;
+  const float *value = e.residual.scale + c, *multiplier = e.multiplier + c;
+  int32_t byte[kBlock];
+  for (int64_t j = 0; j < n; ++j) byte[j] = residual_of_sum(acc[j], {value[j], multiplier[j]}, clamp, g, on_value);
+  for (int64_t j = 0; j < n; ++j) out[j] = static_cast<int8_t>(byte[j]);
+}
+
 #if defined(__AVX512F__)
 
 void depthwise(const IntegerDepthwise& arguments) {
@@ -89,6 +100,11 @@ void depthwise(const IntegerDepthwise& arguments) {
     // Far below, the sum with the zero point might wrap.
     const __m512i codes = _mm512_max_epi32(_mm512_add_epi32(_mm512_max_epi32(q, _mm512_set1_epi32(-512)), z), least);
     _mm_mask_storeu_epi8(a.y + c, m, _mm512_cvtepi32_epi8(codes));
+    if (a.residual) {
+      int32_t sums[16];
+      _mm512_storeu_si512(sums, acc);
+      keep_residual(e, sums, c, a.channels - c < 16 ? a.channels - c : 16, a.residual + c);
+    }
   }
 }
 
@@ -108,6 +124,7 @@ void depthwise(const IntegerDepthwise& arguments) {
       const int16_t* const w = a.w + (t / 2 * a.channels + c) * 2;
       for (int64_t j = 0; j < n; ++j) acc[j] = wrapping_add(acc[j], x[j] * w[2 * j] + y[j] * w[2 * j + 1]);
     }
+    if (a.residual) keep_residual(e, acc, c, n, a.residual + c);
     for (int64_t j = 0; j < n; ++j) acc[j] = requantize(acc[j], e.multiplier[c + j], g);
     for (int64_t j = 0; j < n; ++j) a.y[c + j] = static_cast<uint8_t>(acc[j]);
   }
@@ -115,8 +132,27 @@ void depthwise(const IntegerDepthwise& arguments) {
 
 #endif
 
+void weight_codes(const float* w, float scale, int64_t n, int8_t* q, int64_t* sum, int64_t* magnitude) {
+  int32_t code[kBlock];
+  int64_t total = 0, absolute = 0;
+  for (int64_t at = 0; at < n; at += kBlock) {
+    const int64_t m = n - at < kBlock ? n - at : kBlock;
+    int32_t part = 0, part_absolute = 0;
+    for (int64_t i = 0; i < m; ++i) code[i] = static_cast<int32_t>(weight_code(w[at + i], scale));
+    for (int64_t i = 0; i < m; ++i) {
+      part += code[i];
+      part_absolute += code[i] < 0 ? -code[i] : code[i];
+    }
+    for (int64_t i = 0; i < m; ++i) q[at + i] = static_cast<int8_t>(code[i]);
+    total += part;
+    absolute += part_absolute;
+  }
+  *sum = total;
+  *magnitude = absolute;
+}
+
 }  // namespace
 
-const IntegerRows DETENT_INTEGER = {add, add_rows, requantize_sums, max_taps, depthwise};
+const IntegerRows DETENT_INTEGER = {add, add_rows, requantize_sums, max_taps, depthwise, weight_codes};
 
 }  // namespace detent::cpu

@@ -11,7 +11,7 @@ struct MomentsOp {
   const float* x;
   int64_t c;
   DETENT_HD ColumnPart run(int64_t column, int64_t row, int step, int n) const {
-    float v[kReduceRun];
+    float v[kReduceRun] = {};
     float sum = 0.0f;
     for (int i = 0; i < kReduceRun; ++i) {
       if (i < n) v[i] = x[(row + static_cast<int64_t>(i) * step) * c + column];

@@ -59,7 +59,7 @@ struct IntegerForward {
   ConvInput input;
   IntegerWeights w;
   Epilogue epilogue;
-  CodeRange range;
+  IntegerBounds bounds;
   DETENT_HD void operator()(int64_t i) const {
     const int64_t p = divide(i, g.k), k = i - p * g.k, cg = divide(g.c, g.groups), c0 = divide(k, divide(g.k, g.groups)) * cg;
     int32_t sum = 0;
@@ -73,7 +73,7 @@ struct IntegerForward {
         for (int64_t c = 0; c < cg; ++c) sum += (in ? static_cast<int32_t>(x[c]) : input.grid.zero_point) * static_cast<int32_t>(row[c]);
       }
     }
-    write_one(epilogue, i, finish_integer(epilogue, range, wrapping_add(sum, w.offset[k]), w.scale[k]));
+    write_one(epilogue, i, finish_integer(epilogue, bounds, wrapping_add(sum, w.offset[k]), w.scale[k]));
   }
 };
 
@@ -146,7 +146,7 @@ void direct_forward(const Conv2dArgs& a, const IntegerWeights* integer) {
   const ConvGeometry& g = a.geometry;
   const int64_t n = g.n * g.oh * g.ow * g.k;
   if (integer) {
-    elements("conv2d direct, codes", n, IntegerForward{g, a.input, *integer, a.epilogue, code_range(a.epilogue)});
+    elements("conv2d direct, codes", n, IntegerForward{g, a.input, *integer, a.epilogue, integer_bounds(a.epilogue)});
   } else {
     elements("conv2d direct", n, Forward{g, a.input, a.w, a.epilogue});
   }

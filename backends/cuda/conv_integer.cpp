@@ -80,7 +80,7 @@ void integer_forward(const ConvOptions& o, const Conv2dArgs& a) {
   IntegerStore store;
   store.place = output_place(gather, g.k, g.k / g.groups);
   store.epilogue = a.epilogue;
-  store.range = code_range(a.epilogue);
+  store.bounds = integer_bounds(a.epilogue);
   store.offset = offset.get();
   store.scale = scale.get();
   store.place.vector = writes_four(a.epilogue, g.k) && store.place.columns % 4 == 0;

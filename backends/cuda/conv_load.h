@@ -2,7 +2,7 @@
 // time where the tensor's channels allow it, else element by element. 32-bit positions of pixels, 64-bit ones of elements.
 #pragma once
 
-#include "detent/backends/cuda/epilogue.h"
+#include "detent/core/epilogue.h"
 #include "detent/backends/cuda/fast_div.h"
 #include "detent/backends/cuda/tile.h"
 

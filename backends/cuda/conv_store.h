@@ -1,7 +1,7 @@
 // Where the sums of a tile go: rows m of a matrix or positions of a lattice in NHWC, columns n as channels, four neighbours at a time.
 #pragma once
 
-#include "detent/backends/cuda/epilogue.h"
+#include "detent/core/epilogue.h"
 #include "detent/backends/cuda/fast_div.h"
 #include "detent/backends/cuda/tile.h"
 
@@ -61,7 +61,7 @@ struct FloatStore {
 struct IntegerStore {
   OutputPlace place;
   Epilogue epilogue;  // bias is in offset
-  CodeRange range;
+  IntegerBounds bounds;
   const int32_t* offset = nullptr;
   const AccumulatorScale* scale = nullptr;
 
@@ -72,11 +72,11 @@ struct IntegerStore {
     if (place.vector) {
       EpilogueResult r[4];
       DETENT_UNROLL
-      for (int e = 0; e < 4; ++e) r[e] = finish_integer(epilogue, range, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]);
+      for (int e = 0; e < 4; ++e) r[e] = finish_integer(epilogue, bounds, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]);
       write_four(epilogue, i, r);
     } else {
       for (int e = 0; e < 4 && n + e < place.columns; ++e) {
-        write_one(epilogue, i + e, finish_integer(epilogue, range, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]));
+        write_one(epilogue, i + e, finish_integer(epilogue, bounds, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]));
       }
     }
   }

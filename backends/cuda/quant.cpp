@@ -1,6 +1,6 @@
 // Quantize-dequantize and its backward pass with range sums, the fused add, and the backward pass of fused quantization. Sums run in the CPU's order, so that
 // range gradients have the CPU's bits: float lanes (lane = index % 16) within 4096 elements, doubles across.
-#include "detent/backends/cuda/epilogue.h"
+#include "detent/core/epilogue.h"
 #include "detent/backends/cuda/index.h"
 #include "detent/backends/cuda/kernels.h"
 

@@ -70,6 +70,22 @@ DETENT_HD int8_t residual_byte_at(float t, float v, const Grid& g, bool on_value
   return inside ? static_cast<int8_t>(rintf(kResidualScale * (n - t))) : kOutside;
 }
 
+/// The clamp in front of a grid, for sums of integers: `low` and `high` are the residual bytes of what it holds at its ends.
+struct IntegerClamp {
+  float min = 0.0f, max = 0.0f;
+  int8_t low = kMasked, high = kMasked;
+};
+DETENT_HD IntegerClamp integer_clamp(float min, float max, const Grid& g, bool on_value) {
+  return {min, max, residual_byte(min, g, true, on_value), residual_byte(max, g, true, on_value)};
+}
+/// residual_byte of clamp(acc * scale.value).
+DETENT_HD int8_t residual_of_sum(int32_t acc, const AccumulatorScale& scale, const IntegerClamp& c, const Grid& g, bool on_value) {
+  const float v = static_cast<float>(acc) * scale.value;
+  if (v <= c.min) return c.low;
+  if (v >= c.max) return c.high;
+  return residual_byte_at(static_cast<float>(acc) * scale.multiplier, v, g, on_value);
+}
+
 /// residual_byte for a value at `place` among the codes of g.
 DETENT_HD int8_t residual_byte_at_place(float place, const Grid& g, float clamp_min, float clamp_max, bool on_value) {
   const float n = rintf(place), z = static_cast<float>(g.zero_point), v = g.scale * (place - z);

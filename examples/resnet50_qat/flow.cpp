@@ -173,6 +173,7 @@ void Flow::fold() {
 }
 
 void Flow::quantize() {
+  net_.set_products(o_.products == "floats" ? Products::floats : Products::integers);
   sim_ = std::make_unique<quant::QuantSim>(net_, quant::QuantSimOptions{.scheme = o_.scheme,
                                                                         .param_bits = o_.param_bits,
                                                                         .output_bits = o_.output_bits,

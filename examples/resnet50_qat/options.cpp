@@ -34,6 +34,7 @@ void check(const Options& o, int threads) {
   if (!o.imported()) detent::nn::models::published(o.arch);
   if (!o.device.starts_with("cuda:")) one_of("--device", o.device, {"auto", "cpu", "cuda", "cuda:N"});
   one_of("--precision", o.precision, {"f32", "tf32", "bf16"});
+  one_of("--products", o.products, {"integers", "floats"});
   one_of("--encodings-version", o.encodings_version, {"0.6.1", "1.0.0", "2.0.0"});
   at_least("--threads", threads, 1);
   at_least("--batch", o.batch, 1);
@@ -88,6 +89,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--label-offset", o.label_offset, "subtracted from the stored labels");
   app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N");
   app.add_option("--precision", o.precision, "of products of floats while training on a GPU: f32, tf32 or bf16; sums and integers are exact, the CPU uses f32");
+  app.add_option("--products", o.products, "how layers between 8-bit grids multiply forward: integers, as the target (fast), or floats");
   app.add_option("--threads", threads, "threads of computation; results do not depend on it");
   app.add_option("--seed", o.seed, "seed of shuffling, augmentation and initial weights");
   app.add_option("--batch", o.batch, "images a training step");
@@ -172,7 +174,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
 }
 
 std::string resume_key(const Options& o) {
-  return nlohmann::json{{"arch", o.arch},
+  nlohmann::json key = {{"arch", o.arch},
                         {"data", o.data},
                         {"batch", o.batch},
                         {"seed", o.seed},
@@ -198,8 +200,10 @@ std::string resume_key(const Options& o) {
                         {"image-size", o.image_size},
                         {"label-offset", o.label_offset},
                         {"preprocess", o.preprocess ? detent::io::to_string(*o.preprocess) : std::string_view()},
-                        {"skip-bad-records", o.skip_bad_records}}
-      .dump();
+                        {"skip-bad-records", o.skip_bad_records}};
+  // Named where it is not the rule only: files from before it was an option go on.
+  if (o.products != "integers") key["products"] = o.products;
+  return key.dump();
 }
 
 }  // namespace qat

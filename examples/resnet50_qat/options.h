@@ -16,6 +16,7 @@ struct Options {
   std::string weights;
   int64_t label_offset = 1;
   std::string device = "auto", precision = "tf32";
+  std::string products = "integers";  ///< of quantized layers
   int threads = 0;  ///< 0: all cores
   uint64_t seed = 0;
   int64_t batch = 32, eval_batch = 64;

@@ -6,10 +6,12 @@
 
 #include "detent/backends/cuda/conv.h"
 #include "detent/core/error.h"
+#include "integer_cases.h"
 #include "kernel_support.h"
 
 using namespace detent;
 using namespace detent::cuda_host;
+using namespace detent::test;
 
 namespace {
 
@@ -88,11 +90,6 @@ const ConvGeometry kGeometries[] = {
     geometry(1, 6, 6, 12, 18, 3, 1, 1, 1, 3), geometry(1, 5, 5, 33, 65, 5, 3, 2),
 };
 
-int64_t inputs(const ConvGeometry& g) { return g.n * g.h * g.w * g.c; }
-int64_t outputs(const ConvGeometry& g) { return g.n * g.oh * g.ow * g.k; }
-int64_t weights(const ConvGeometry& g) { return g.k * g.r * g.s * (g.c / g.groups); }
-
-// fn(output, input, weight), every product.
 template <class Fn>
 void products(const ConvGeometry& g, Fn&& fn) {
   const int64_t cg = g.c / g.groups, kg = g.k / g.groups;
@@ -139,32 +136,6 @@ ConvInput dense(const std::vector<float>& x) {
 
 constexpr TileShape kShapes[] = {TileShape::m128n128, TileShape::m128n64, TileShape::m64n64};
 constexpr std::pair<Precision, double> kPrecisions[] = {{Precision::f32, 0.0}, {Precision::tf32, 0x1p-11}, {Precision::bf16, 0x1p-8}};
-
-struct IntegerCase {
-  std::vector<uint8_t> x;
-  std::vector<int> q;
-  std::vector<float> w, bias;
-  std::vector<Grid> grids;
-  Grid input{0.0173f, 117, 0, 255};
-  IntegerCase(const ConvGeometry& g, bool per_channel) : x(static_cast<size_t>(inputs(g))), q(static_cast<size_t>(weights(g))) {
-    Rng rng(7, static_cast<uint64_t>(g.k));
-    for (uint8_t& v : x) v = static_cast<uint8_t>(rng.uniform(0.0f, 255.99f));
-    for (int64_t k = 0; k < (per_channel ? g.k : 1); ++k) grids.push_back({rng.uniform(0.001f, 0.02f), 0, -128, 127});
-    for (size_t i = 0; i < q.size(); ++i) {
-      q[i] = static_cast<int>(std::floor(rng.uniform(-128.0f, 127.99f)));
-      w.push_back(dequantize(q[i], grid(static_cast<int64_t>(i) / (weights(g) / g.k))));
-    }
-    bias = test::random_values(g.k, -1.0f, 1.0f, 8);
-  }
-  const Grid& grid(int64_t k) const { return grids[grids.size() > 1 ? static_cast<size_t>(k) : 0]; }
-  ConvInput coded() const {
-    ConvInput in;
-    in.codes = x.data();
-    in.grid = input;
-    return in;
-  }
-  WeightGrid weight_grid(int32_t magnitude = 128) const { return {grids.data(), grids.size() > 1, magnitude}; }
-};
 
 }  // namespace
 
@@ -316,45 +287,26 @@ TEST_CASE("a sum over pixels in splits is the sum of its parts, in order") {
 }
 
 TEST_CASE("codes times integer weights: ONNX Runtime's QLinearConv to the bit") {
-  struct Setting {
-    float lo, hi;
-    Grid grid;
-    bool on_value;
-  };
-  const Setting settings[] = {{-test::kInf, test::kInf, {0.11f, 128, 0, 255}, false}, {0.0f, test::kInf, {0.05f, 0, 0, 255}, false}, {0.0f, 6.0f, {6.0f / 255.0f, 0, 0, 255}, true}};
   for (const ConvGeometry& g : kGeometries) {
     for (bool per_channel : {false, true}) {
       const IntegerCase t(g, per_channel);
-      std::vector<int64_t> acc(static_cast<size_t>(outputs(g)));
-      products(g, [&](int64_t o, int64_t i, int64_t f) { acc[static_cast<size_t>(o)] += (t.x[static_cast<size_t>(i)] - t.input.zero_point) * t.q[static_cast<size_t>(f)]; });
-      for (size_t o = 0; o < acc.size(); ++o) {
-        const int64_t k = static_cast<int64_t>(o) % g.k;
-        const float s = t.input.scale * t.grid(k).scale;
-        acc[o] += std::llrint(static_cast<double>(t.bias[static_cast<size_t>(k)] / s));
-      }
+      const std::vector<int64_t> acc = t.sums(g);
       Conv2dArgs a{g, t.coded(), t.w.data(), {}, t.weight_grid()};
       a.epilogue.bias = t.bias.data();
       for (TileShape shape : kShapes) {
         CAPTURE(text(g.h, "x", g.w, "x", g.c, " to ", g.k, ", ", g.r, "x", g.s, " groups ", g.groups, ", tile ", static_cast<int>(shape)));
         const ConvOptions o{.force_tile = true, .tile = shape};
-        a.epilogue.quantize = false;
-        a.epilogue.codes = nullptr;
-        a.epilogue.residual = nullptr;
-        a.epilogue.clamp_min = -test::kInf;
-        a.epilogue.clamp_max = test::kInf;
+        a.epilogue = {};
+        a.epilogue.bias = t.bias.data();
         const std::vector<float> y = filled<float>(outputs(g), [&](float* out) {
           a.epilogue.y = out;
           cuda_host::conv2d(o, a);
         });
         int64_t wrong = 0;
-        for (size_t i = 0; i < acc.size(); ++i) wrong += y[i] != static_cast<float>(acc[i]) * (t.input.scale * t.grid(static_cast<int64_t>(i) % g.k).scale);
+        for (size_t i = 0; i < acc.size(); ++i) wrong += y[i] != static_cast<float>(acc[i]) * t.scale(static_cast<int64_t>(i) % g.k);
         CHECK(wrong == 0);
-        for (const Setting& set : settings) {
-          a.epilogue.quantize = true;
-          a.epilogue.grid = set.grid;
-          a.epilogue.clamp_min = set.lo;
-          a.epilogue.clamp_max = set.hi;
-          a.epilogue.mask_on_value = set.on_value;
+        for (const QuantizeSetting& set : kQuantizeSettings) {
+          set.put(a.epilogue);
           test::Guarded<uint8_t> codes(outputs(g));
           test::Guarded<int8_t> residual(outputs(g));
           a.epilogue.codes = codes.data();
@@ -367,18 +319,8 @@ TEST_CASE("codes times integer weights: ONNX Runtime's QLinearConv to the bit") 
           CHECK(residual.intact());
           int64_t other = 0;
           for (size_t i = 0; i < acc.size(); ++i) {
-            const float s = t.input.scale * t.grid(static_cast<int64_t>(i) % g.k).scale, m = s / set.grid.scale, f = static_cast<float>(acc[i]);
-            const float v = f * s, clamped = std::clamp(v, set.lo, set.hi);
-            const float lowest = std::max(0.0f, std::isinf(set.lo) ? 0.0f : std::nearbyint(set.lo / set.grid.scale) + static_cast<float>(set.grid.zero_point));
-            const float highest = std::min(255.0f, std::isinf(set.hi) ? 255.0f : std::nearbyint(set.hi / set.grid.scale) + static_cast<float>(set.grid.zero_point));
-            const float q = std::clamp(std::nearbyint(f * m) + static_cast<float>(set.grid.zero_point), lowest, highest);
-            // The place on the grid is acc * M, not v / scale: what is rounded is what the residual is of.
-            const float place = f * m, code = std::nearbyint(place) + static_cast<float>(set.grid.zero_point);
-            const bool masked = v <= set.lo || v >= set.hi;
-            const bool inside = set.on_value ? v >= set.grid.scale * static_cast<float>(-set.grid.zero_point) && v <= set.grid.scale * static_cast<float>(255 - set.grid.zero_point)
-                                             : code >= 0.0f && code <= 255.0f;
-            const int8_t r = masked ? residual_byte(clamped, set.grid, true, set.on_value) : (inside ? static_cast<int8_t>(std::nearbyint(252.0f * (std::nearbyint(place) - place))) : kOutside);
-            other += codes.data()[i] != static_cast<uint8_t>(q) || residual.data()[i] != r || dense[i] != set.grid.scale * (q - static_cast<float>(set.grid.zero_point));
+            const QuantizedSum want = quantized_sum(acc[i], t.scale(static_cast<int64_t>(i) % g.k), set);
+            other += codes.data()[i] != want.code || residual.data()[i] != want.residual || dense[i] != want.y;
           }
           CHECK(other == 0);
         }

@@ -1,5 +1,5 @@
-// Integer execution: every step on the simulation's codes gives the simulation's codes, but for the rounding of float sums; the whole network gives ONNX
-// Runtime's codes (DETENT_PY: a Python with onnx and onnxruntime); and what it refuses.
+// Integer execution: every step on the simulation's codes gives the simulation's codes: the very ones where the simulation multiplies integers too, and but for the
+// rounding of float sums where it multiplies floats; the whole network gives ONNX Runtime's codes (DETENT_PY: a Python with onnx and onnxruntime); and what it refuses.
 #include <cstdlib>
 
 #include "detent/autograd/ops_integer.h"
@@ -81,12 +81,17 @@ void compare_network(Graph g, const Shape& input, const QuantConfig& config) {
   const Tensor x = random_tensor(input, 8);
   QuantSim sim(g, {.scheme = Scheme::range_learning_tf, .config = config});
   sim.compute_encodings([&] { g(x); });
+  const Counts same = compare_steps(g, x);
+  CHECK(same.integer_steps >= 3);
+  CHECK(same.differ == 0);
+  g.set_products(Products::floats);
   const Counts c = compare_steps(g, x);
-  MESSAGE(c.integer_steps << " integer steps: " << c.differ << " of " << c.codes << " codes differ, by at most " << c.most);
-  CHECK(c.integer_steps >= 3);
+  MESSAGE(c.integer_steps << " integer steps: " << c.differ << " of " << c.codes << " codes differ from those of float sums, by at most " << c.most);
+  CHECK(c.integer_steps == same.integer_steps);
   // A float sum may round past a tie that the integer one does not reach.
   CHECK(c.most <= 1);
   CHECK(c.differ <= 1e-4 * static_cast<double>(c.codes) + 2);
+  g.set_products(Products::integers);
 
   const int before = num_threads();
   std::vector<Tensor> scores;
@@ -154,8 +159,9 @@ TEST_CASE("integer execution of the trained ResNet-20 against its simulation") {
     MESSAGE(std::string(config) << ": " << c.differ << " of " << c.codes << " codes differ from the simulation's, by at most " << c.most << "; top-1 " << integer.correct1 << ", simulated " << simulated.correct1
                    << " of " << integer.images << "; float nodes " << in_float.size());
     CHECK(c.most <= 1);
-    CHECK(c.differ <= 1e-5 * static_cast<double>(c.codes));
-    CHECK(std::abs(integer.correct1 - simulated.correct1) <= 3);
+    CHECK(c.differ == 0);
+    CHECK(integer.correct1 == simulated.correct1);
+    CHECK(integer.correct5 == simulated.correct5);
     // AIMET's rules leave the global pool's result in float, and so what reads it.
     CHECK(in_float.size() == (std::string(config) == "integer" ? 0 : 3));
     t.net.set_execution(Execution::planned);

@@ -1,4 +1,5 @@
 // What happens to an accumulator before it is stored, element by element: Epilogue of core/backend.h on float sums, ONNX Runtime's order of operations on int32.
+// For kernels of any device and their references; pure functions.
 #pragma once
 
 #include "detent/core/backend.h"
@@ -33,23 +34,24 @@ DETENT_HD EpilogueResult finish(const Epilogue& e, float v) {
   return r;
 }
 
-DETENT_HD CodeRange code_range(const Epilogue& e) { return code_range(e.clamp_min, e.clamp_max, e.grid); }
+/// The epilogue's clamp, as sums of integers meet it.
+struct IntegerBounds {
+  CodeRange range;
+  IntegerClamp clamp;
+};
+DETENT_HD IntegerBounds integer_bounds(const Epilogue& e) { return {code_range(e.clamp_min, e.clamp_max, e.grid), integer_clamp(e.clamp_min, e.clamp_max, e.grid, e.mask_on_value)}; }
 
 /// acc: the int32 sum with its bias.
-DETENT_HD EpilogueResult finish_integer(const Epilogue& e, const CodeRange& range, int32_t acc, const AccumulatorScale& s) {
+DETENT_HD EpilogueResult finish_integer(const Epilogue& e, const IntegerBounds& b, int32_t acc, const AccumulatorScale& s) {
   const float v = static_cast<float>(acc) * s.value;
-  const bool masked = v <= e.clamp_min || v >= e.clamp_max;
-  const float clamped = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
   EpilogueResult r;
-  r.y = clamped;
+  r.y = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
   if (!e.quantize) return r;
   int32_t q = requantize(acc, s.multiplier, e.grid);
-  q = q < range.lo ? range.lo : (q > range.hi ? range.hi : q);
+  q = q < b.range.lo ? b.range.lo : (q > b.range.hi ? b.range.hi : q);
   r.y = dequantize(q, e.grid);
   r.code = static_cast<uint8_t>(q);
-  if (e.residual) {
-    r.residual = masked ? residual_byte(clamped, e.grid, true, e.mask_on_value) : residual_byte_at(static_cast<float>(acc) * s.multiplier, v, e.grid, e.mask_on_value);
-  }
+  if (e.residual) r.residual = residual_of_sum(acc, s, b.clamp, e.grid, e.mask_on_value);
   return r;
 }
 
