@@ -100,7 +100,7 @@ TEST_CASE("sums that might leave int32, and biases that are no numbers, are left
 }
 
 TEST_CASE("the table multiplies integers where it is told the grids, and floats where not: a code apart at most") {
-  const ConvGeometry g{.n = 2, .h = 9, .w = 8, .c = 40, .k = 33, .r = 3, .s = 3, .pad_top = 1, .pad_left = 1, .oh = 9, .ow = 8};
+  const ConvGeometry g{.n = 2, .h = 9, .w = 8, .c = 40, .k = 33, .r = 3, .s = 3, .oh = 9, .ow = 8, .pad_top = 1, .pad_left = 1};
   const IntegerCase t(g, true);
   std::vector<uint8_t> a(static_cast<size_t>(outputs(g))), b = a;
   Conv2dArgs args = arguments(g, t, kQuantizeSettings[0]);
