@@ -1,6 +1,7 @@
 // Times every convolution of ResNet-50, MobileNetV2 (batch 16) and ResNet-20 (batch 128) in three directions, and forward on integers, in GFLOP/s and as a share
 // of the FMA peak (integers: of their multiply-add peak), and prints for each network and direction the share weighted by the time its layers take.
-//   conv_bench [--threads=1,2] [--codes] [google-benchmark options]
+//   conv_bench [--threads=1,2] [--codes] [--bf16] [google-benchmark options]
+// --codes: the input of backward-filter is codes too, and there is a forward that decodes them. --bf16: products of that precision, the peak is theirs.
 // The peak is measured at once before each layer, on as many threads, because a shared machine changes speed under way.
 #include <benchmark/benchmark.h>
 
@@ -14,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/fma_peak.h"
 #include "detent/backends/cpu/integer.h"
 #include "detent/backends/cpu/isa.h"
@@ -58,7 +60,7 @@ Peak peak(int threads, bool integer) {
     const double c = cpu_seconds();
     const int64_t chunks = 16 * threads;
     std::vector<double> each(static_cast<size_t>(chunks));
-    parallel_chunks(chunks, [&](int64_t k) { each[static_cast<size_t>(k)] = integer ? cpu::integer_burst(100000) : cpu::fma_burst(cpu::isa(), 100000); });
+    parallel_chunks(chunks, [&](int64_t k) { each[static_cast<size_t>(k)] = integer ? cpu::integer_burst(100000) : cpu::precision() == Precision::bf16 ? cpu::bf16_burst(100000) : cpu::fma_burst(cpu::isa(), 100000); });
     double flop = 0.0;
     for (double f : each) flop += f;
     best.cpu = std::max(best.cpu, flop / (cpu_seconds() - c) * threads);
@@ -91,13 +93,15 @@ struct Buffers {
         y_codes(g.n * g.oh * g.ow * g.k), packed(cpu::integer_kernels().packed_bytes(g)), offset(g.k) {}
 };
 
+bool filter_codes = false;
+
 void call(Direction d, const ConvGeometry& g, Buffers& b) {
   if (d == kInteger) {
     // Any bytes are packed weights, any floats multipliers.
     return cpu::integer_kernels().conv2d({g, b.codes.data(), 3, b.packed.data(), b.offset.data(), b.y.data(), {0.01f, 3, 0, 255}, {0, 255}, b.y_codes.data()});
   }
   ConvInput input;
-  if (d == kForwardCodes) {
+  if (d == kForwardCodes || (d == kBackwardFilter && filter_codes)) {
     input.codes = b.codes.data();
     input.grid = {0.01f, 3, 0, 255};
   } else {
@@ -178,7 +182,13 @@ int main(int argc, char** argv) {
         p = end;
       }
     } else if (std::strcmp(argv[i], "--codes") == 0) {
-      codes = true;
+      codes = filter_codes = true;
+    } else if (std::strcmp(argv[i], "--bf16") == 0) {
+      cpu::set_precision(Precision::bf16);
+      if (cpu::precision() != Precision::bf16) {
+        std::fprintf(stderr, "conv_bench: --bf16: this processor has no bf16 products\n");
+        return 2;
+      }
     } else {
       argv[kept++] = argv[i];
     }

@@ -419,7 +419,8 @@ struct IntegerKernels;
 class Backend {
  public:
   virtual ~Backend() = default;
-  /// How float products are computed by the kernels launched from now on. A GPU begins with tf32; a backend that does not know a precision stays in f32.
+  /// How float products are computed by the kernels launched from now on. A GPU begins with tf32, the cpu with f32; a backend that does not know a precision stays in
+  /// f32. The cpu knows bf16 where the processor multiplies it (AVX-512 BF16).
   virtual void set_precision(Precision) {}
   virtual Precision precision() const { return Precision::f32; }
   virtual CachingAllocator& allocator() = 0;
@@ -454,6 +455,19 @@ class Backend {
 
 /// The backend of a device; throws Error when it is not built in or the device does not exist.
 Backend& backend(Device device);
+
+/// f32 for products of floats on a device while it lives: where a result is judged or kept rather than trained on.
+class FullPrecision {
+ public:
+  explicit FullPrecision(Device device) : backend_(backend(device)), before_(backend_.precision()) { backend_.set_precision(Precision::f32); }
+  ~FullPrecision() { backend_.set_precision(before_); }
+  FullPrecision(const FullPrecision&) = delete;
+  FullPrecision& operator=(const FullPrecision&) = delete;
+
+ private:
+  Backend& backend_;
+  Precision before_;
+};
 
 /// True when backend(device) would succeed; otherwise *why (when not null) is what its Error would say.
 bool device_available(Device device, std::string* why = nullptr);

@@ -1,6 +1,7 @@
 // Convolutions on the best instruction set of the processor; the scalar twins where there is none.
 #include <algorithm>
 
+#include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/conv_driver.h"
 #include "detent/backends/cpu/fma_peak.h"
 #include "detent/backends/cpu/integer.h"
@@ -27,21 +28,24 @@ const ConvIsa* conv_isa() {
   return chosen;
 }
 
-void conv2d(const ConvIsa& isa, const Conv2dArgs& a) {
+bool codes_in_float(const Epilogue& e) {
+  constexpr int32_t kExact = 1 << 23;
+  return !e.quantize || (std::min({e.grid.qmin, e.grid.qmax, e.grid.zero_point}) >= -kExact && std::max({e.grid.qmin, e.grid.qmax, e.grid.zero_point}) <= kExact);
+}
+
+void conv2d(const ConvIsa& isa, const Conv2dArgs& a, const JoinedInput& joined) {
   const ConvGeometry& g = a.geometry;
   if (g.n * g.oh * g.ow * g.k == 0) return;
-  const Grid& grid = a.epilogue.grid;
-  constexpr int32_t kExact = 1 << 23;
-  // The vector epilogue computes codes in float, which is exact up to here.
-  if (a.epilogue.quantize && (std::min({grid.qmin, grid.qmax, grid.zero_point}) < -kExact || std::max({grid.qmin, grid.qmax, grid.zero_point}) > kExact)) return scalar::conv2d(a);
+  if (!codes_in_float(a.epilogue)) return scalar::conv2d(a);
   if (depthwise(g)) {
     depthwise_forward(isa, a);
     if (a.mean) batch_norm_stats({g.n * g.oh * g.ow, g.k, a.epilogue.y, a.mean, a.var});
     return;
   }
   GatherConv c;
-  c.gather = forward_gather(g, a.input.x != nullptr);
+  c.gather = forward_gather(g, a.input.x != nullptr);  // staged rows are an image's
   c.input = a.input;
+  c.joined = joined;
   c.epilogue = a.epilogue;
   c.mean = a.mean;
   c.var = a.var;
@@ -60,18 +64,19 @@ void conv2d(const ConvIsa& isa, const Conv2dArgs& a) {
   run_gather(isa, c);
 }
 
-void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a) {
+void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, const JoinedInput& joined) {
   const ConvGeometry& g = a.geometry;
   if (g.n * g.h * g.w * g.c == 0) return;
   if (depthwise(g)) return depthwise_backward_data(isa, a);
-  if (joins_phases(g)) return backward_data_joined(isa, a);
+  if (!joined.isa && joins_phases(g)) return backward_data_joined(isa, a);
   const int64_t cg = g.c / g.groups, kg = g.k / g.groups, row = g.s * cg;
   for (int64_t ph = 0; ph < std::min(g.stride_h, g.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(g.stride_w, g.w); ++pw) {
-      const Phase phase = backward_phase(g, ph, pw);
+      const Phase phase = backward_phase(g, ph, pw, !joined.isa);
       GatherConv c;
       c.gather = phase.gather;
-      c.input.x = a.dy;
+      c.input.x = joined.isa ? nullptr : a.dy;
+      c.joined = joined;
       c.epilogue.y = a.dx;
       c.groups = g.groups;
       c.depth = kg;
@@ -105,9 +110,17 @@ double fma_burst(Isa isa, int64_t rounds) {
 
 void conv2d(const Conv2dArgs& a) {
   if (integer_forward(integer_engine(), a)) return;
+  if (precision() == Precision::bf16 && bf16_forward(*bf16_isa(), a)) return;
   conv_isa() ? conv2d(*conv_isa(), a) : scalar::conv2d(a);
 }
-void conv2d_backward_data(const Conv2dBackwardDataArgs& a) { conv_isa() ? conv2d_backward_data(*conv_isa(), a) : scalar::conv2d_backward_data(a); }
-void conv2d_backward_filter(const Conv2dBackwardFilterArgs& a) { conv_isa() ? conv2d_backward_filter(*conv_isa(), a) : scalar::conv2d_backward_filter(a); }
+void conv2d_backward_data(const Conv2dBackwardDataArgs& a) {
+  if (precision() == Precision::bf16 && bf16_backward_data(*bf16_isa(), a)) return;
+  conv_isa() ? conv2d_backward_data(*conv_isa(), a) : scalar::conv2d_backward_data(a);
+}
+
+void conv2d_backward_filter(const Conv2dBackwardFilterArgs& a) {
+  if (precision() == Precision::bf16 && bf16_backward_filter(*bf16_isa(), a)) return;
+  conv_isa() ? conv2d_backward_filter(*conv_isa(), a) : scalar::conv2d_backward_filter(a);
+}
 
 }  // namespace detent::cpu

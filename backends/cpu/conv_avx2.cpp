@@ -38,6 +38,8 @@ struct Vec {
   DETENT_VEC F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   DETENT_VEC F div(F a, F b) { return _mm256_div_ps(a, b); }
   DETENT_VEC F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  // What a product and its sum are: of two floats.
+  DETENT_VEC F accumulate(F a, F b, F sum) { return fma(a, b, sum); }
   DETENT_VEC F min(F a, F b) { return _mm256_min_ps(a, b); }
   DETENT_VEC F max(F a, F b) { return _mm256_max_ps(a, b); }
   DETENT_VEC F rint(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

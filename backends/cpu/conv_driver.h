@@ -95,10 +95,20 @@ struct WeightView {
   int64_t group = 0, tap_row = 0, tap_col = 0, stride_i = 0, stride_j = 0;
 };
 
-/// y = epilogue(sum over taps and depth of x * w): the common core of forward, backward-data and gemm. With `codes` (x null) or borders the rows are staged.
+struct Bf16Isa;
+
+/// Floats that are read as words of bf16 pairs (conv_bf16.h): [rows][2 * in_c], each times the scale of its column (or null).
+struct JoinedInput {
+  const Bf16Isa* isa = nullptr;
+  const float* x = nullptr;
+  const float* scale = nullptr;
+};
+
+/// y = epilogue(sum over taps and depth of x * w): the common core of forward, backward-data and gemm. With `codes` (x null), joined floats or borders the rows are staged.
 struct GatherConv {
   Gather gather;
   ConvInput input;
+  JoinedInput joined;                           // instead of input, where it has an isa
   WeightView weights;
   int64_t groups = 1, depth = 0, channels = 0;  // per group
   int64_t left = 0, right = 0;                  // zero borders to be staged
@@ -108,10 +118,13 @@ struct GatherConv {
 };
 void run_gather(const ConvIsa& isa, const GatherConv& c);
 
+/// The vector epilogue computes codes in float: whether that is exact.
+bool codes_in_float(const Epilogue& e);
 TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, int vector);
 
-void conv2d(const ConvIsa& isa, const Conv2dArgs& a);
-void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);
+/// With `joined` in place of the input, or of dy, over words: the geometry counts them, and the weights are words too.
+void conv2d(const ConvIsa& isa, const Conv2dArgs& a, const JoinedInput& joined = {});
+void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, const JoinedInput& joined = {});
 /// Backward-data with all phases of the strides at once, for few channels.
 bool joins_phases(const ConvGeometry& g);
 void backward_data_joined(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);

@@ -1,9 +1,12 @@
 // Backward-filter: dw[k][tap][c] = sum over pixels of dy[p][k] * x[p at tap][c]. A task owns a slice of the pixels and a range of k, and walks its slice
-// in blocks that stay in the second-level cache. Slices are cut by shape; their partial sums are added in order.
+// in blocks that stay in the second-level cache. Slices are cut by shape; their partial sums are added in order. With bf16 factors two neighbouring pixels make a word
+// (conv_bf16.h): a block of x is joined once for all taps (conv_pairs.h), or in its copy, straight from codes where x has them; a block of dy before it is packed.
 #include <algorithm>
 #include <cstring>
 
+#include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/conv_driver.h"
+#include "detent/backends/cpu/conv_pairs.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu {
@@ -20,6 +23,7 @@ constexpr int64_t kPartWindows = 4;             // fewest (tap, panel of x) pair
 constexpr int64_t kRangeRows = 64;              // fewest output channels of a task: each needs all of x
 constexpr int64_t kCopyPitch = 1024;            // floats between pixels from which x is copied: powers of two meet in few cache sets
 constexpr int64_t kStageWhole = 2 << 20;
+constexpr int64_t kLeastDepth = 16;             // of pairs
 
 struct Problem {
   Gather gather;
@@ -27,18 +31,21 @@ struct Problem {
   int64_t groups, depth, kg, taps;  // depth: values of x per tap
   int64_t k, outputs;
   bool staged, whole;
+  const Bf16Isa* pairs;  // null: floats
+  bool in_rows;          // pairs lie in one row: they are joined for all taps
 };
 
-Problem make_problem(const Conv2dBackwardFilterArgs& a) {
+Problem make_problem(const Conv2dBackwardFilterArgs& a, const Bf16Isa* pairs) {
   const ConvGeometry& g = a.geometry;
   Problem p{};
-  p.gather = forward_gather(g, a.input.x != nullptr);
+  p.pairs = pairs;
+  p.gather = forward_gather(g, pairs || a.input.x != nullptr);
   p.groups = g.groups;
   p.depth = g.c / g.groups;
   p.kg = g.k / g.groups;
   p.k = g.k;
   int64_t left = 0, right = 0;
-  if (g.groups == 1 && g.s > 1 && g.c <= 16 && g.dilation_w == 1) {
+  if (!pairs && g.groups == 1 && g.s > 1 && g.c <= 16 && g.dilation_w == 1) {
     p.depth = g.s * g.c;
     p.gather.taps.cols = 1;
     left = g.pad_left;
@@ -47,8 +54,9 @@ Problem make_problem(const Conv2dBackwardFilterArgs& a) {
   p.taps = p.gather.taps.count();
   p.outputs = g.k * p.taps * p.depth;
   p.view = {a.input.x, 0, (left + p.gather.in_w + right) * g.c, left, right};
-  p.staged = !a.input.x || left > 0 || right > 0;
+  p.staged = !pairs && (!a.input.x || left > 0 || right > 0);
   p.whole = p.staged && p.gather.n * p.gather.in_h * p.view.pitch <= kStageWhole;
+  p.in_rows = pairs && p.taps > 1 && makes_pairs(p.gather);
   return p;
 }
 
@@ -72,13 +80,17 @@ struct Cut {
     part = (windows + parts - 1) / parts;
     parts = (windows + part - 1) / part;
     slice = (pixels + slices - 1) / slices;
-    copy = p.gather.in_c * p.gather.step_w >= kCopyPitch && range >= 2 * kRangeRows;
-    const int64_t most = copy ? kCopyBlock : std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(1, range), 128, kBlock);
+    copy = p.pairs ? !p.in_rows : (p.gather.in_c * p.gather.step_w >= kCopyPitch && range >= 2 * kRangeRows);
+    if (p.pairs) slice += slice % 2;
+    const int64_t most = p.pairs ? 2 * kCopyBlock : copy ? kCopyBlock : std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(1, range), 128, kBlock);
     const int64_t blocks = std::max<int64_t>(1, (slice + most - 1) / most);
     block = (slice + blocks - 1) / blocks;
+    if (p.pairs) block += block % 2;
     slice = std::min(slice, block * blocks);
     slices = slice > 0 ? (pixels + slice - 1) / slice : 1;
   }
+  // Channels that a task reads, at most.
+  int64_t task_depth(const Problem& p, const ConvIsa& isa) const { return std::min(p.depth, (part / p.taps + 2) * columns.width(0) * isa.vector); }
   // All taps of a panel of x go together: they read the same rows.
   void cut_windows(const Problem& p, int64_t others) { parts = std::clamp<int64_t>(kTasks / others, 1, std::max<int64_t>(1, windows / std::max(p.taps, kPartWindows))); }
   void cut_range(const Problem& p, int64_t others, int64_t align) {
@@ -90,15 +102,16 @@ struct Cut {
 };
 
 struct TaskMemory {
-  int64_t rows, copy_rows, dy, copy, stage, bytes;
+  int64_t rows, copy_rows, dy, copy, stage, words, bytes;
   TaskMemory(const Problem& p, const Cut& cut, int64_t stage_floats) {
     rows = 0;
     copy_rows = p.taps * (cut.block + kTilePad) * 8;
     copy = (copy_rows + (cut.block + kTilePad) * 8 + 63) / 64 * 64;
-    dy = copy + (cut.copy ? cut.block * kMaxPanel * 16 * 4 : 0);
-    stage = dy + (cut.block * cut.range + cut.range * kPackSlack + 64) * 4;
+    dy = copy + (cut.copy ? (cut.block + 1) * kMaxPanel * 16 * 4 : 0);
+    stage = dy + ((cut.block + 1) * cut.range + cut.range * kPackSlack + 64) * 4;
     stage = (stage + 63) / 64 * 64;
-    bytes = stage + stage_floats * 4 + 64;
+    words = (stage + stage_floats * 4 + 127) / 64 * 64;
+    bytes = words + (p.pairs ? (cut.block + 1) / 2 * cut.range * 4 : 0);
   }
 };
 
@@ -129,6 +142,7 @@ struct Run {
   const TaskMemory& memory;
   InputView view;
   const float* zero;
+  const uint8_t* zero_codes;  // of pairs of codes
   float* dw;     // [slices][outputs]
   float* dbias;  // [slices][k] or null
 
@@ -137,7 +151,9 @@ struct Run {
     int64_t slice, first_window, last_window, group, k0, kn;
     const float** rows;
     const float** copy_rows;
-    float *copy, *dy, *out;
+    const uint8_t** code_rows;  // instead of rows: of pairs of codes
+    float *copy, *words, *dy, *out;
+    PairRows joined;            // of pairs in rows
   };
 
   void task(int64_t id, Slots& slots) const {
@@ -154,55 +170,95 @@ struct Run {
     t.copy_rows = reinterpret_cast<const float**>(lease.get() + memory.copy_rows);
     t.copy = reinterpret_cast<float*>(lease.get() + memory.copy);
     t.dy = reinterpret_cast<float*>(lease.get() + memory.dy);
+    t.words = reinterpret_cast<float*>(lease.get() + memory.words);
+    t.code_rows = p.pairs && !a.input.x ? reinterpret_cast<const uint8_t**>(t.rows) : nullptr;
+    const int64_t c0 = cut.columns.start(t.first_window / p.taps) * isa.vector;
+    t.joined = {reinterpret_cast<float*>(lease.get() + memory.stage), 0, t.group * p.depth + c0, std::min(p.depth, cut.columns.start((t.last_window - 1) / p.taps + 1) * isa.vector) - c0};
     t.out = dw + t.slice * p.outputs;
     const int64_t first = t.slice * cut.slice, last = std::min(p.gather.pixels(), first + cut.slice);
     float* bias = dbias && part == 0 ? dbias + t.slice * p.k + t.k0 : nullptr;
     if (bias) std::fill_n(bias, t.kn, 0.0f);
     for (int64_t p0 = first; p0 < last; p0 += cut.block) {
       const int64_t p1 = std::min(last, p0 + cut.block);
-      InputView v = view;
-      if (p.staged && !p.whole) {
-        float* staged = reinterpret_cast<float*>(lease.get() + memory.stage);
-        const RowRange needed = rows_needed(p.gather, p0, p1);
-        stage_rows(isa, p.gather, a.input, needed, view, staged);
-        v.base = staged;
-        v.first_row = needed.first;
-      }
-      fill_rows(p.gather, v, p0, p1, zero, t.rows, cut.block + kTilePad, nullptr);
+      find_rows(t, p0, p1, lease);
       if (bias) isa.column_sum(a.dy + p0 * p.k + t.k0, p1 - p0, t.kn, p.k, bias);
       Ahead ahead(a.dy + p1 * p.k + t.k0, std::min(cut.block, last - p1), t.kn, p.k, t.dy);
       block(t, p0, p1, p0 == first, ahead);
     }
   }
 
+  void find_rows(Work& t, int64_t p0, int64_t p1, const Slots::Lease& lease) const {
+    InputView v = view;
+    float* const staged = reinterpret_cast<float*>(lease.get() + memory.stage);
+    if (p.in_rows) {
+      const RowRange needed = rows_needed(p.gather, p0, p1);
+      t.joined.first_row = needed.first;
+      stage_pairs(*p.pairs, p.gather, a.input, needed, t.joined, zero, zero_codes);
+      return fill_pair_rows(p.gather, t.joined, p0, p1, zero, t.rows, cut.block + kTilePad);
+    }
+    if (t.code_rows) return fill_rows(p.gather, InputViewOf<uint8_t>{a.input.codes, 0, view.pitch, 0, 0}, p0, p1, zero_codes, t.code_rows, cut.block + kTilePad, nullptr);
+    if (p.staged && !p.whole) {
+      const RowRange needed = rows_needed(p.gather, p0, p1);
+      stage_rows(isa, p.gather, a.input, needed, view, staged);
+      v.base = staged;
+      v.first_row = needed.first;
+    }
+    fill_rows(p.gather, v, p0, p1, zero, t.rows, cut.block + kTilePad, nullptr);
+  }
+
+  // The last pixel of an odd number has none beside it.
+  const float* join_dy(const Work& w, const float* dy, int64_t pixels) const {
+    p.pairs->join_pairs(dy, p.k, pixels / 2, w.kn, w.words);
+    if (pixels % 2 != 0) p.pairs->join_rows(dy + (pixels - 1) * p.k, zero, w.kn, w.words + pixels / 2 * w.kn);
+    return w.words;
+  }
+
+  // Behind the last pixel the table holds zeros.
+  void join_x(const Work& w, int64_t tap, int64_t offset, int64_t steps, int64_t channels, int64_t width) const {
+    const int64_t first = tap * (cut.block + kTilePad);
+    for (int64_t i = 0; i < steps; ++i) {
+      if (w.code_rows) {
+        p.pairs->join_codes(w.code_rows[first + 2 * i] + offset, w.code_rows[first + 2 * i + 1] + offset, a.input.grid.zero_point, channels, w.copy + i * width);
+      } else {
+        p.pairs->join_rows(w.rows[first + 2 * i] + offset, w.rows[first + 2 * i + 1] + offset, channels, w.copy + i * width);
+      }
+    }
+  }
+
   void block(const Work& w, int64_t p0, int64_t p1, bool first, Ahead& ahead) const {
     int packed_for = 0;
+    const int64_t steps = p.pairs ? (p1 - p0 + 1) / 2 : p1 - p0;
     for (int64_t window = w.first_window; window < w.last_window; ++window) {
       const int64_t j = window / p.taps, tap = window % p.taps;
       const int nv = cut.columns.width(j), most = isa.filter_rows[nv];
       const Panels ks(w.kn, most);
       if (packed_for != most) {
         packed_for = most;
-        isa.pack_panels(a.dy + p0 * p.k + w.k0, p.k, p1 - p0, ks.extra, ks.count - ks.extra, static_cast<int>(ks.base), w.dy);
+        const float* const dy = a.dy + p0 * p.k + w.k0;
+        isa.pack_panels(p.pairs ? join_dy(w, dy, p1 - p0) : dy, p.pairs ? w.kn : p.k, steps, ks.extra, ks.count - ks.extra, static_cast<int>(ks.base), w.dy);
       }
       const int64_t c0 = cut.columns.start(j) * isa.vector;
       FilterTileArgs t{};
       t.rows = w.rows + tap * (cut.block + kTilePad);
-      t.x_offset = w.group * p.depth + c0;
-      t.pixels = p1 - p0;
+      t.x_offset = w.group * p.depth + c0 - (p.in_rows ? w.joined.c0 : 0);
+      t.pixels = steps;
       t.dw_stride = p.taps * p.depth;
       t.channels = std::min<int64_t>(nv * isa.vector, p.depth - c0);
       t.first = first;
       if (cut.copy) {
         const int64_t width = nv * isa.vector;
-        isa.copy_rows(t.rows, t.x_offset, t.pixels, t.channels, width, w.copy);
+        if (p.pairs) {
+          join_x(w, tap, t.x_offset, steps, t.channels, width);
+        } else {
+          isa.copy_rows(t.rows, t.x_offset, t.pixels, t.channels, width, w.copy);
+        }
         for (int64_t i = 0; i < t.pixels; ++i) w.copy_rows[i] = w.copy + i * width;
         std::fill_n(w.copy_rows + t.pixels, kTilePad, w.copy);
         t.rows = w.copy_rows;
         t.x_offset = 0;
       }
       for (int64_t i = 0; i < ks.count; ++i) {
-        t.dy = w.dy + ks.start(i) * (p1 - p0) + i * kPackSlack;
+        t.dy = w.dy + ks.start(i) * steps + i * kPackSlack;
         t.dw = w.out + (w.k0 + ks.start(i)) * t.dw_stride + tap * p.depth + c0;
         t.ahead = ahead.take(t.pixels);
         isa.filter_tile[nv][ks.width(i)](t);
@@ -222,20 +278,24 @@ void add_slices(const float* x, int64_t slices, int64_t n, float* y) {
   });
 }
 
-}  // namespace
+// The sums, of codes' integers: times their scale.
+void scale_result(const Conv2dBackwardFilterArgs& a, int64_t n) {
+  parallel_for(n, 16384, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) a.dw[i] *= a.input.grid.scale;
+  });
+}
 
-void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a) {
+void run_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a, const Bf16Isa* pairs) {
   const ConvGeometry& g = a.geometry;
   if (g.n * g.oh * g.ow == 0 || g.k * g.r * g.s * g.c == 0) {
     std::fill_n(a.dw, g.k * g.r * g.s * (g.c / g.groups), 0.0f);
     if (a.dbias) std::fill_n(a.dbias, g.k, 0.0f);
     return;
   }
-  if (g.groups > 1 && g.groups == g.c && g.groups == g.k) return depthwise_backward_filter(isa, a);
-  const Problem p = make_problem(a);
+  const Problem p = make_problem(a, pairs);
   const Cut cut(p, isa);
   int64_t task_rows = 0;
-  if (p.staged && !p.whole) {
+  if ((p.staged && !p.whole) || p.in_rows) {
     for (int64_t s = 0; s < p.gather.pixels(); s += cut.slice) {
       const int64_t end = std::min(p.gather.pixels(), s + cut.slice);
       for (int64_t p0 = s; p0 < end; p0 += cut.block) {
@@ -244,11 +304,14 @@ void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& 
       }
     }
   }
-  const TaskMemory memory(p, cut, task_rows * p.view.pitch);
-  const int64_t all_rows = p.gather.n * p.gather.in_h, zeros = std::max(g.c, p.depth) + 64;
+  const TaskMemory memory(p, cut, task_rows * (p.in_rows ? pair_pitch(p.gather, cut.task_depth(p, isa)) : p.view.pitch));
+  const int64_t all_rows = p.gather.n * p.gather.in_h, zeros = std::max({g.c, g.k, p.depth}) + 64;
   const bool split = cut.slices > 1;
   Scratch<float> zero(zeros), copy(p.whole ? all_rows * p.view.pitch + 64 : 0), partial(split ? cut.slices * p.outputs : 0), bias(split && a.dbias ? cut.slices * p.k : 0);
   std::fill_n(zero.get(), zeros, 0.0f);
+  const bool codes = pairs && !a.input.x;
+  Scratch<uint8_t> zero_codes(codes ? zeros : 0);
+  if (codes) std::fill_n(zero_codes.get(), zeros, static_cast<uint8_t>(a.input.grid.zero_point));
   InputView view = p.view;
   if (p.whole) {
     parallel_for(all_rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, view.pitch)),
@@ -256,11 +319,26 @@ void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& 
     view.base = copy.get();
   }
   Slots slots(memory.bytes);
-  const Run run{isa, a, p, cut, memory, view, zero.get(), split ? partial.get() : a.dw, a.dbias ? (split ? bias.get() : a.dbias) : nullptr};
+  const Run run{isa, a, p, cut, memory, view, zero.get(), zero_codes.get(), split ? partial.get() : a.dw, a.dbias ? (split ? bias.get() : a.dbias) : nullptr};
   parallel_chunks(cut.tasks(p), [&](int64_t id) { run.task(id, slots); });
-  if (!split) return;
-  add_slices(partial.get(), cut.slices, p.outputs, a.dw);
-  if (a.dbias) add_slices(bias.get(), cut.slices, p.k, a.dbias);
+  if (split) add_slices(partial.get(), cut.slices, p.outputs, a.dw);
+  if (split && a.dbias) add_slices(bias.get(), cut.slices, p.k, a.dbias);
+  if (codes) scale_result(a, p.outputs);
+}
+
+}  // namespace
+
+void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  const bool depthwise = g.groups > 1 && g.groups == g.c && g.groups == g.k;
+  depthwise && g.n * g.oh * g.ow * g.k * g.r * g.s > 0 ? depthwise_backward_filter(isa, a) : run_filter(isa, a, nullptr);
+}
+
+bool bf16_backward_filter(const Bf16Isa& isa, const Conv2dBackwardFilterArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  if (g.c / g.groups < kLeastDepth || g.k / g.groups < kLeastDepth) return false;
+  run_filter(*isa.conv, a, &isa);
+  return true;
 }
 
 }  // namespace detent::cpu

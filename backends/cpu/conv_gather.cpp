@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 
+#include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/conv_driver.h"
 #include "detent/backends/cpu/moments.h"
 #include "detent/core/parallel.h"
@@ -83,6 +84,19 @@ struct TaskMemory {
   }
 };
 
+void stage_joined(const JoinedInput& in, const Gather& g, RowRange range, const InputView& view, float* dst) {
+  const int64_t floats = 2 * g.in_w * g.in_c;
+  for (int64_t row = range.first; row < range.last; ++row, dst += view.pitch) {
+    std::fill_n(dst, view.left * g.in_c, 0.0f);
+    in.isa->join_columns(in.x + row * floats, in.scale, g.in_w, 2 * g.in_c, dst + view.left * g.in_c);
+    std::fill_n(dst + (view.left + g.in_w) * g.in_c, view.right * g.in_c, 0.0f);
+  }
+}
+
+void stage_input(const ConvIsa& isa, const GatherConv& c, RowRange range, const InputView& view, float* dst) {
+  c.joined.isa ? stage_joined(c.joined, c.gather, range, view, dst) : stage_rows(isa, c.gather, c.input, range, view, dst);
+}
+
 struct Run {
   const ConvIsa& isa;
   const GatherConv& c;
@@ -103,7 +117,7 @@ struct Run {
     if (stage) {
       float* staged = reinterpret_cast<float*>(lease.get() + memory.stage);
       const RowRange range = rows_needed(c.gather, p0, p1);
-      stage_rows(isa, c.gather, c.input, range, view, staged);
+      stage_input(isa, c, range, view, staged);
       v.base = staged;
       v.first_row = range.first;
     }
@@ -184,10 +198,11 @@ void run_gather(const ConvIsa& isa, const GatherConv& c) {
   const Gather& g = c.gather;
   if (g.pixels() == 0 || c.channels == 0) return;
   const Cut cut(isa, c);
-  const bool staged = !c.input.x || c.left > 0 || c.right > 0;
+  const bool staged = (!c.input.x || c.left > 0 || c.right > 0) && g.taps.count() > 0;
   InputView view{c.input.x, 0, (c.left + g.in_w + c.right) * g.in_c, c.left, c.right};
   const int64_t all_rows = g.n * g.in_h;
-  const bool whole = staged && all_rows * view.pitch <= kStageWhole;
+  // Joined in the cache, unless each of many tasks would do it again.
+  const bool whole = staged && (c.joined.isa ? cut.panel_tasks > 1 : all_rows * view.pitch <= kStageWhole);
   int64_t task_rows = 0;
   if (staged && !whole) {
     for (int64_t i = 0; i < cut.chunks; ++i) {
@@ -201,7 +216,7 @@ void run_gather(const ConvIsa& isa, const GatherConv& c) {
   std::fill_n(zero.get(), zeros, 0.0f);
   if (whole) {
     parallel_for(all_rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, view.pitch)), [&](int64_t begin, int64_t end) {
-      stage_rows(isa, g, c.input, {begin, end}, view, copy.get() + begin * view.pitch);
+      stage_input(isa, c, {begin, end}, view, copy.get() + begin * view.pitch);
     });
     view.base = copy.get();
   }

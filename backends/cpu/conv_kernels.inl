@@ -58,7 +58,7 @@ DETENT_INLINE void step(F (&acc)[P][NV], const float* const (&x)[P], int64_t i, 
   for (int p = 0; p < P; ++p) {
     const F a = Vec::set(x[p][i]);
     DETENT_UNROLL
-    for (int j = 0; j < NV; ++j) acc[p][j] = Vec::fma(a, b[j], acc[p][j]);
+    for (int j = 0; j < NV; ++j) acc[p][j] = Vec::accumulate(a, b[j], acc[p][j]);
   }
 }
 
@@ -193,7 +193,7 @@ DETENT_INLINE void filter_body(const FilterTileArgs& a) {
     for (int m = 0; m < M; ++m) {
       const F d = Vec::set(dy[m]);
       DETENT_UNROLL
-      for (int j = 0; j < NV; ++j) acc[m][j] = Vec::fma(d, b[j], acc[m][j]);
+      for (int j = 0; j < NV; ++j) acc[m][j] = Vec::accumulate(d, b[j], acc[m][j]);
     }
   }
   DETENT_UNROLL
@@ -380,7 +380,7 @@ static float fma_burst(int64_t rounds) {
   const F a = Vec::set(0.999f), b = Vec::set(0.001f);
   for (int64_t r = 0; r < rounds; ++r) {
     DETENT_UNROLL
-    for (int i = 0; i < kChains; ++i) acc[i] = Vec::fma(acc[i], a, b);
+    for (int i = 0; i < kChains; ++i) acc[i] = Vec::accumulate(a, b, acc[i]);
   }
   DETENT_UNROLL
   for (int i = 1; i < kChains; ++i) acc[0] = Vec::add(acc[0], acc[i]);

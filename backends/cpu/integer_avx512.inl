@@ -30,7 +30,7 @@
     }
   }
 
-  // Clamping before rounding is the same, as the bounds are integers, and the lower one is left to the saturation of the packs. Four vectors become 64 bytes.
+  // Clamping before rounding is the same, as the bounds are integers, and the lower one is left to the saturation of the packs. Four vectors become 64 bytes. Masked stores are slow.
   template <int NV>
   DETENT_VEC void store(const I (&acc)[NV], const IntegerTarget& e, int64_t k, uint8_t* y, int64_t channels) {
     const __m512 most = _mm512_set1_ps(e.hi - e.zero_point);
@@ -43,5 +43,13 @@
     const I low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), z), high = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), z);
     const I bytes = _mm512_max_epu8(_mm512_packus_epi16(low, high), _mm512_set1_epi8(static_cast<char>(static_cast<uint8_t>(e.lo))));
     const I ordered = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
-    _mm512_mask_storeu_epi8(y, ~uint64_t{0} >> (64 - (channels < 16 * NV ? channels : 16 * NV)), ordered);
+    if (channels < 16 * NV || NV == 3) {
+      _mm512_mask_storeu_epi8(y, ~uint64_t{0} >> (64 - (channels < 16 * NV ? channels : 16 * NV)), ordered);
+    } else if (NV == 1) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm512_castsi512_si128(ordered));
+    } else if (NV == 2) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(ordered));
+    } else {
+      _mm512_storeu_si512(y, ordered);
+    }
   }

@@ -56,6 +56,14 @@ const Choice& choice() {
 Isa isa() { return choice().isa; }
 bool has_vnni() { return choice().vnni; }
 
+bool has_bf16() {
+#if defined(__x86_64__)
+  return has_vnni() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 const char* isa_name() {
   constexpr const char* names[] = {"cpu, scalar", "cpu, AVX2+FMA", "cpu, AVX-512", "cpu, AVX-512 VNNI"};
   return names[static_cast<int>(isa()) + (has_vnni() ? 1 : 0)];

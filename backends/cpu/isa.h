@@ -9,6 +9,8 @@ enum class Isa : unsigned char { scalar, avx2, avx512 };
 Isa isa();
 /// Besides AVX-512: VNNI, which integer convolutions use. DETENT_ISA=avx512 leaves it out.
 bool has_vnni();
+/// ... and BF16, which convolutions use when they are asked for that precision. DETENT_ISA=avx512 leaves it out too.
+bool has_bf16();
 const char* isa_name();
 
 }  // namespace detent::cpu

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/integer.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
@@ -53,6 +54,8 @@ class CpuBackend final : public Backend {
   CachingAllocator& allocator() override { return host_allocator(); }
   const Kernels& kernels() const override { return kTable; }
   const IntegerKernels* integer_kernels() const override { return &cpu::integer_kernels(); }
+  void set_precision(Precision p) override { cpu::set_precision(p); }
+  Precision precision() const override { return cpu::precision(); }
   void copy(void* dst, Device, const void* src, Device, size_t bytes) override {
     if (bytes) std::memcpy(dst, src, bytes);
   }

@@ -77,8 +77,8 @@ constexpr PhaseAxis phase_axis(int64_t size, int64_t window, int64_t stride, int
 
 }  // namespace detail
 
-/// Phase (ph, pw) of the strides of backward-data, ph < min(stride_h, h), pw < min(stride_w, w). taps.count() is 0 where no output reads these inputs.
-constexpr Phase backward_phase(const ConvGeometry& g, int64_t ph, int64_t pw) {
+/// Phase (ph, pw) of the strides of backward-data, ph < min(stride_h, h), pw < min(stride_w, w). taps.count() is 0 where no output reads these inputs. `flat` as above.
+constexpr Phase backward_phase(const ConvGeometry& g, int64_t ph, int64_t pw, bool flat = true) {
   const detail::PhaseAxis h = detail::phase_axis(g.h, g.r, g.stride_h, g.pad_top, g.dilation_h, ph);
   const detail::PhaseAxis w = detail::phase_axis(g.w, g.s, g.stride_w, g.pad_left, g.dilation_w, pw);
   Phase o;
@@ -88,7 +88,7 @@ constexpr Phase backward_phase(const ConvGeometry& g, int64_t ph, int64_t pw) {
   a.taps = {h.count, w.count, h.d0, h.d_step, w.d0, w.d_step};
   a.out_h = g.h, a.out_w = g.w, a.out_step_h = g.stride_h, a.out_step_w = g.stride_w, a.out_first_h = ph, a.out_first_w = pw;
   o.r0 = h.first, o.r_step = h.step, o.s0 = w.first, o.s_step = w.step;
-  if (is_pointwise(g)) flatten(a);
+  if (flat && is_pointwise(g)) flatten(a);
   return o;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "built_in.h"
@@ -65,19 +66,6 @@ void stop_if_asked() {
 
 void check_writable(const std::string& folder) { const AtomicFile probe(join_path(folder, ".writable")); }
 
-// Ranges are measured in full precision, whatever a device trains in: they are then those of the CPU.
-class FullPrecision {
- public:
-  explicit FullPrecision(Device device) : backend_(backend(device)), before_(backend_.precision()) { backend_.set_precision(Precision::f32); }
-  ~FullPrecision() { backend_.set_precision(before_); }
-  FullPrecision(const FullPrecision&) = delete;
-  FullPrecision& operator=(const FullPrecision&) = delete;
-
- private:
-  Backend& backend_;
-  Precision before_;
-};
-
 // Removes a log that a failed run would leave half-written.
 struct LogGuard {
   std::string path;
@@ -101,6 +89,8 @@ Flow::Flow(Options options) : o_(std::move(options)) {
   } catch (const Error& e) {
     fail("--device ", o_.device, ": ", e.what());
   }
+  Backend& b = backend(device_);
+  if (o_.precision == "bf16" && b.precision() != Precision::bf16) fail("--precision bf16: this device (", b.description(), ") has no bf16 products; leave it out");
 }
 
 Flow::~Flow() = default;
@@ -156,6 +146,9 @@ io::LoaderOptions Flow::loader_options(bool training) const {
 nn::Accuracy Flow::validate(const std::string& stage) {
   io::Loader loader(valid_set_, loader_options(false));
   Progress progress("evaluate " + stage, loader.images(), o_.quiet);
+  // Judged apart from what training rounds.
+  std::optional<FullPrecision> full_precision;
+  if (backend(device_).precision() == Precision::bf16) full_precision.emplace(device_);
   const nn::Accuracy a = nn::evaluate(net_, loader, [&](int64_t done) {
     progress.update(done);
     stop_if_asked();
@@ -190,7 +183,7 @@ void Flow::quantize() {
 
 // Few steps fit a first run: AdamW with warm-up and a cosine, residual branches silent at first.
 void Flow::train_built_in() {
-  const std::string cached = join_path(cache_folder(), text("float-", o_.arch, "-", o_.float_steps, "-", o_.seed, "-", o_.batch, ".safetensors"));
+  const std::string cached = join_path(cache_folder(), text("float-", o_.arch, "-", o_.float_steps, "-", o_.seed, "-", o_.batch, o_.precision == "bf16" ? "-bf16" : "", ".safetensors"));
   if (file_exists(cached)) {
     say(o_.quiet, "float weights from " + cached);
     return io::load_weights(net_, cached);
@@ -219,6 +212,7 @@ void Flow::train_built_in() {
 }
 
 void Flow::calibrate() {
+  // Ranges are measured in full precision, whatever a device trains in: they are then the same everywhere.
   const FullPrecision full_precision(device_);
   io::LoaderOptions options = loader_options(true);
   options.batch = o_.eval_batch;

@@ -94,6 +94,7 @@ Tensor run(Module& m, const Tensor& x) {
 
 std::vector<std::pair<std::string, std::string>> fold_batch_norms(Graph& g) {
   const NoGrad no_grad;
+  const FullPrecision full_precision(g.device());
   std::vector<std::pair<std::string, std::string>> folded;
   for (Fold f = next_fold(g); f.norm >= 0; f = next_fold(g)) {
     const Graph::Node& norm_node = g.nodes()[static_cast<size_t>(f.norm)];

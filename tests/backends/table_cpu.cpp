@@ -1,5 +1,6 @@
 // The CPU's kernels: the table, and the convolutions of every instruction set.
 #include "conv_engines.h"
+#include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/conv_driver.h"
 #include "detent/backends/cpu/kernels.h"
 #include "kernel_support.h"
@@ -19,6 +20,17 @@ void add_engine(std::vector<test::ConvEngine>* v, const char* name, const cpu::C
                 .coded_bits = true});
 }
 
+// What bf16 does not compute is left to floats.
+void add_bf16(std::vector<test::ConvEngine>* v, const cpu::Bf16Isa& isa) {
+  const cpu::ConvIsa& floats = *cpu::conv_isa_avx512();
+  v->push_back({.name = "bf16",
+                .conv2d = [&](const Conv2dArgs& a) { if (!cpu::bf16_forward(isa, a)) cpu::conv2d(floats, a); },
+                .backward_data = [&](const Conv2dBackwardDataArgs& a) { if (!cpu::bf16_backward_data(isa, a)) cpu::conv2d_backward_data(floats, a); },
+                .backward_filter = [&](const Conv2dBackwardFilterArgs& a) { if (!cpu::bf16_backward_filter(isa, a)) cpu::conv2d_backward_filter(floats, a); },
+                .gemm = [&](const GemmArgs& a) { cpu::gemm(floats, a); },
+                .rounding = 0x1p-8});
+}
+
 }  // namespace
 
 const std::vector<test::ConvEngine>& test::conv_engines() {
@@ -29,6 +41,7 @@ const std::vector<test::ConvEngine>& test::conv_engines() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add_engine(&v, "avx2", cpu::conv_isa_avx2());
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       add_engine(&v, "avx512", cpu::conv_isa_avx512());
+      if (const cpu::Bf16Isa* isa = cpu::bf16_isa()) add_bf16(&v, *isa);
     }
 #endif
     return v;

@@ -1,4 +1,5 @@
 // The Plan against the same Graph run node by node: float, folded, quantized (multiplied as integers and as floats), and training steps.
+#include "detent/core/parallel.h"
 #include "detent/nn/passes/fold_batch_norm.h"
 #include "detent/nn/plan.h"
 #include "detent/quant/quantsim.h"
@@ -134,6 +135,40 @@ TEST_CASE("integers_train_as_floats_do") {
   };
   compare(small_network(), {3, 8, 8, 3}, 4, 1e-4, 0.01);
   compare(models::resnet20_cifar10({.classes = 10, .image_size = 16}), {2, 16, 16, 3}, 10, 0.05, 0.1);
+}
+
+TEST_CASE("bf16_gradients_of_a_quantized_network") {
+  Backend& cpu = backend(Device{});
+  cpu.set_precision(Precision::bf16);
+  const bool has = cpu.precision() == Precision::bf16;
+  cpu.set_precision(Precision::f32);
+  if (!has) {
+    MESSAGE("SKIPPED: this processor has no bf16 products");
+    return;
+  }
+  Graph g = models::resnet20_cifar10({.classes = 10, .image_size = 16});
+  randomize(g, 3);
+  fold_batch_norms(g);
+  const Tensor x = random_tensor({4, 16, 16, 3}, 8), labels = class_labels(4, 10);
+  quant::QuantSim sim(g, {.scheme = quant::Scheme::range_learning_tf, .config = quant::default_config("integer")});
+  sim.compute_encodings([&] { g(x); });
+  const StepResult full = step_as(g, Execution::planned, x, labels, Mode::automatic);
+  cpu.set_precision(Precision::bf16);
+  const int before = num_threads();
+  std::vector<StepResult> rounded;
+  for (const int threads : {1, 2}) {
+    set_num_threads(threads);
+    rounded.push_back(step_as(g, Execution::planned, x, labels, Mode::automatic));
+  }
+  set_num_threads(before);
+  cpu.set_precision(Precision::f32);
+  // Forward, all values are integers: nothing is rounded.
+  CHECK(rounded[0].loss == full.loss);
+  for (const auto& [name, gradient] : rounded[0].gradients) CHECK_MESSAGE(same_bits(gradient, rounded[1].gradients.at(name)), name);
+  std::string where;
+  const double d = worst_gradient(rounded[0], full, false, 1e-3, where);
+  CHECK_MESSAGE(d > 1e-5, "nothing is rounded");
+  CHECK_MESSAGE(d < 0.03, "gradient of " << where << " differs by " << d);
 }
 
 TEST_CASE("plan_fuses_the_chains") {

@@ -1,0 +1,21 @@
+// The tiles that fit AVX-512's registers. Included behind conv_kernels.inl.
+constexpr ConvIsa kTable = {
+    16,
+    4,
+    {0, 12, 12, 8, 6},
+    {nullptr, tile<1, 12>, tile<2, 12>, tile<3, 8>, tile<4, 6>},
+    {{},
+     {nullptr, filter_tile<1, 1>, filter_tile<1, 2>, filter_tile<1, 3>, filter_tile<1, 4>, filter_tile<1, 5>, filter_tile<1, 6>, filter_tile<1, 7>, filter_tile<1, 8>,
+      filter_tile<1, 9>, filter_tile<1, 10>, filter_tile<1, 11>, filter_tile<1, 12>},
+     {nullptr, filter_tile<2, 1>, filter_tile<2, 2>, filter_tile<2, 3>, filter_tile<2, 4>, filter_tile<2, 5>, filter_tile<2, 6>, filter_tile<2, 7>, filter_tile<2, 8>,
+      filter_tile<2, 9>, filter_tile<2, 10>, filter_tile<2, 11>, filter_tile<2, 12>},
+     {nullptr, filter_tile<3, 1>, filter_tile<3, 2>, filter_tile<3, 3>, filter_tile<3, 4>, filter_tile<3, 5>, filter_tile<3, 6>, filter_tile<3, 7>, filter_tile<3, 8>},
+     {nullptr, filter_tile<4, 1>, filter_tile<4, 2>, filter_tile<4, 3>, filter_tile<4, 4>, filter_tile<4, 5>, filter_tile<4, 6>}},
+    depthwise,
+    depthwise_filter,
+    transpose,
+    pack_panels,
+    copy_rows,
+    dequantize_codes,
+    fma_burst,
+    column_sum};
