@@ -77,7 +77,7 @@ void turned_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a, c
 bool bf16_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a) {
   const ConvGeometry& g = a.geometry;
   const int64_t row = g.r * g.s * (g.c / g.groups), per_group = g.k / g.groups;
-  if (depthwise(g) || per_group % 2 != 0 || per_group < kLeastDepth || g.c / g.groups < kLeastDepth) return false;
+  if (depthwise(g) || joins_phases(g) || per_group % 2 != 0 || per_group < kLeastDepth) return false;
   const bool integers = a.w_grid.magnitude > 0 && a.w_grid.magnitude <= kExact;
   const auto scale_of = [&](int64_t k) { return a.w_grid.grids[a.w_grid.per_channel ? k : 0].scale; };
   std::vector<float> scales;

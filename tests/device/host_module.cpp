@@ -57,7 +57,10 @@ struct Section {
 };
 
 void note(const char* format, const char* what) {
-  if (g.failure[0] == 0) std::snprintf(g.failure, sizeof g.failure, format, what);
+  if (g.failure[0] != 0) return;
+  std::string text(format);
+  text.replace(text.find("%s"), 2, what);
+  g.failure[text.copy(g.failure, sizeof g.failure - 1)] = 0;
 }
 
 const char* report() {
