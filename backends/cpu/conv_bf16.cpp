@@ -50,20 +50,33 @@ bool bf16_forward(const Bf16Isa& isa, const Conv2dArgs& a) {
   return true;
 }
 
+namespace {
+
+bool on_integers(const Conv2dBackwardDataArgs& a) { return a.w_grid.magnitude > 0 && a.w_grid.magnitude <= kExact; }
+float scale_of(const Conv2dBackwardDataArgs& a, int64_t k) { return a.w_grid.grids[a.w_grid.per_channel ? k : 0].scale; }
+// What dy, times the scale where there is one, is multiplied by.
+float factor(const Conv2dBackwardDataArgs& a, int64_t k, float w) { return on_integers(a) ? weight_code(w, scale_of(a, k)) : w; }
+
+// The strides' phases at once, for few channels.
+void joined_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a, const JoinedInput& dy) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t row = g.r * g.s * g.c;
+  const Scratch<float> w(g.k * row);
+  for (int64_t i = 0; i < g.k * row; ++i) w.get()[i] = factor(a, i / row, a.w[i]);
+  Conv2dBackwardDataArgs args = a;
+  args.w = w.get();
+  backward_data_joined(*isa.conv, args, dy);
+}
+
 // dx = conv(dy, w turned about and transposed) where nothing is strided: with few output channels the forward driver joins the taps of a window row to one longer sum.
 void turned_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a, const JoinedInput& dy) {
   const ConvGeometry& g = a.geometry;
-  const bool integers = a.w_grid.magnitude > 0 && a.w_grid.magnitude <= kExact;
-  Scratch<float> turned(g.c * g.r * g.s * g.k), w(g.c * g.r * g.s * g.k / 2);
+  const int64_t taps = g.r * g.s;
+  Scratch<float> turned(g.c * taps * g.k), w(g.c * taps * g.k / 2);
   for (int64_t k = 0; k < g.k; ++k) {
-    const float s = integers ? a.w_grid.grids[a.w_grid.per_channel ? k : 0].scale : 1.0f;
-    const int64_t taps = g.r * g.s;
-    for (int64_t i = 0; i < taps * g.c; ++i) {
-      const float v = a.w[k * taps * g.c + i];
-      turned.get()[((i % g.c) * taps + taps - 1 - i / g.c) * g.k + k] = integers ? weight_code(v, s) : v;
-    }
+    for (int64_t i = 0; i < taps * g.c; ++i) turned.get()[((i % g.c) * taps + taps - 1 - i / g.c) * g.k + k] = factor(a, k, a.w[k * taps * g.c + i]);
   }
-  isa.join_columns(turned.get(), nullptr, g.c * g.r * g.s, g.k, w.get());
+  isa.join_columns(turned.get(), nullptr, g.c * taps, g.k, w.get());
   ConvGeometry t{.n = g.n, .h = g.oh, .w = g.ow, .c = g.k / 2, .k = g.c, .r = g.r, .s = g.s, .oh = g.h, .ow = g.w};
   t.pad_top = g.r - 1 - g.pad_top;
   t.pad_left = g.s - 1 - g.pad_left;
@@ -74,18 +87,19 @@ void turned_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a, c
   conv2d(*isa.conv, args, dy);
 }
 
+}  // namespace
+
 bool bf16_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a) {
   const ConvGeometry& g = a.geometry;
   const int64_t row = g.r * g.s * (g.c / g.groups), per_group = g.k / g.groups;
-  if (depthwise(g) || joins_phases(g) || per_group % 2 != 0 || per_group < kLeastDepth) return false;
-  const bool integers = a.w_grid.magnitude > 0 && a.w_grid.magnitude <= kExact;
-  const auto scale_of = [&](int64_t k) { return a.w_grid.grids[a.w_grid.per_channel ? k : 0].scale; };
+  if (depthwise(g) || per_group % 2 != 0 || per_group < kLeastDepth) return false;
+  const bool integers = on_integers(a);
   std::vector<float> scales;
-  for (int64_t k = 0; integers && k < g.k; ++k) scales.push_back(scale_of(k));
+  for (int64_t k = 0; integers && k < g.k; ++k) scales.push_back(scale_of(a, k));
   const JoinedInput dy{&isa, a.dy, integers ? scales.data() : nullptr};
   const bool turns = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1 && g.groups == 1 && g.s > 1 && g.k <= kJoinedChannels && g.pad_top < g.r && g.pad_left < g.s;
-  if (turns) {
-    turned_backward_data(isa, a, dy);
+  if (turns || joins_phases(g)) {
+    (turns ? turned_backward_data : joined_backward_data)(isa, a, dy);
     return true;
   }
   const Scratch<float> w(g.k / 2 * row);
@@ -93,7 +107,7 @@ bool bf16_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a) {
     for (int64_t i = begin; i < end; ++i) {
       const float* const first = a.w + 2 * i * row;
       if (integers) {
-        isa.join_weights(first, first + row, scale_of(2 * i), scale_of(2 * i + 1), row, w.get() + i * row);
+        isa.join_weights(first, first + row, scale_of(a, 2 * i), scale_of(a, 2 * i + 1), row, w.get() + i * row);
       } else {
         isa.join_rows(first, first + row, row, w.get() + i * row);
       }

@@ -125,9 +125,9 @@ TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, 
 /// With `joined` in place of the input, or of dy, over words: the geometry counts them, and the weights are words too.
 void conv2d(const ConvIsa& isa, const Conv2dArgs& a, const JoinedInput& joined = {});
 void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, const JoinedInput& joined = {});
-/// Backward-data with all phases of the strides at once, for few channels.
+/// Backward-data with all phases of the strides at once, for few channels. `joined`: dy as words, the geometry and w as they are, k is even.
 bool joins_phases(const ConvGeometry& g);
-void backward_data_joined(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);
+void backward_data_joined(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, const JoinedInput& joined = {});
 void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a);
 void depthwise_forward(const ConvIsa& isa, const Conv2dArgs& a);
 void depthwise_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a);

@@ -23,7 +23,8 @@ constexpr int64_t kPartWindows = 4;             // fewest (tap, panel of x) pair
 constexpr int64_t kRangeRows = 64;              // fewest output channels of a task: each needs all of x
 constexpr int64_t kCopyPitch = 1024;            // floats between pixels from which x is copied: powers of two meet in few cache sets
 constexpr int64_t kStageWhole = 2 << 20;
-constexpr int64_t kLeastDepth = 16;             // of pairs
+constexpr int64_t kLeastDepth = 16;             // of pairs: channels, or output channels
+constexpr int64_t kLeastRow = 8;                // ... or else values of a window row
 
 struct Problem {
   Gather gather;
@@ -33,7 +34,11 @@ struct Problem {
   bool staged, whole;
   const Bf16Isa* pairs;  // null: floats
   bool in_rows;          // pairs lie in one row: they are joined for all taps
+  ConvInput input;
 };
+
+// The values of a window row as one: few channels fill no vectors.
+bool merges(const ConvGeometry& g, bool pairs) { return g.groups == 1 && g.s > 1 && g.c <= 16 && g.dilation_w == 1 && !(pairs && g.c >= kLeastDepth); }
 
 Problem make_problem(const Conv2dBackwardFilterArgs& a, const Bf16Isa* pairs) {
   const ConvGeometry& g = a.geometry;
@@ -45,7 +50,8 @@ Problem make_problem(const Conv2dBackwardFilterArgs& a, const Bf16Isa* pairs) {
   p.kg = g.k / g.groups;
   p.k = g.k;
   int64_t left = 0, right = 0;
-  if (!pairs && g.groups == 1 && g.s > 1 && g.c <= 16 && g.dilation_w == 1) {
+  const bool merged = merges(g, pairs);
+  if (merged) {
     p.depth = g.s * g.c;
     p.gather.taps.cols = 1;
     left = g.pad_left;
@@ -54,9 +60,11 @@ Problem make_problem(const Conv2dBackwardFilterArgs& a, const Bf16Isa* pairs) {
   p.taps = p.gather.taps.count();
   p.outputs = g.k * p.taps * p.depth;
   p.view = {a.input.x, 0, (left + p.gather.in_w + right) * g.c, left, right};
-  p.staged = !pairs && (!a.input.x || left > 0 || right > 0);
+  p.staged = pairs ? merged : (!a.input.x || left > 0 || right > 0);
   p.whole = p.staged && p.gather.n * p.gather.in_h * p.view.pitch <= kStageWhole;
-  p.in_rows = pairs && p.taps > 1 && makes_pairs(p.gather);
+  p.in_rows = pairs && !merged && p.taps > 1 && makes_pairs(p.gather);
+  p.input = a.input;
+  if (pairs) p.input.grid.scale = 1.0f;  // the result is multiplied by it
   return p;
 }
 
@@ -171,7 +179,7 @@ struct Run {
     t.copy = reinterpret_cast<float*>(lease.get() + memory.copy);
     t.dy = reinterpret_cast<float*>(lease.get() + memory.dy);
     t.words = reinterpret_cast<float*>(lease.get() + memory.words);
-    t.code_rows = p.pairs && !a.input.x ? reinterpret_cast<const uint8_t**>(t.rows) : nullptr;
+    t.code_rows = p.pairs && !p.staged && !a.input.x ? reinterpret_cast<const uint8_t**>(t.rows) : nullptr;
     const int64_t c0 = cut.columns.start(t.first_window / p.taps) * isa.vector;
     t.joined = {reinterpret_cast<float*>(lease.get() + memory.stage), 0, t.group * p.depth + c0, std::min(p.depth, cut.columns.start((t.last_window - 1) / p.taps + 1) * isa.vector) - c0};
     t.out = dw + t.slice * p.outputs;
@@ -199,7 +207,7 @@ struct Run {
     if (t.code_rows) return fill_rows(p.gather, InputViewOf<uint8_t>{a.input.codes, 0, view.pitch, 0, 0}, p0, p1, zero_codes, t.code_rows, cut.block + kTilePad, nullptr);
     if (p.staged && !p.whole) {
       const RowRange needed = rows_needed(p.gather, p0, p1);
-      stage_rows(isa, p.gather, a.input, needed, view, staged);
+      stage_rows(isa, p.gather, p.input, needed, view, staged);
       v.base = staged;
       v.first_row = needed.first;
     }
@@ -315,7 +323,7 @@ void run_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a, const Bf1
   InputView view = p.view;
   if (p.whole) {
     parallel_for(all_rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, view.pitch)),
-                 [&](int64_t begin, int64_t end) { stage_rows(isa, p.gather, a.input, {begin, end}, view, copy.get() + begin * view.pitch); });
+                 [&](int64_t begin, int64_t end) { stage_rows(isa, p.gather, p.input, {begin, end}, view, copy.get() + begin * view.pitch); });
     view.base = copy.get();
   }
   Slots slots(memory.bytes);
@@ -336,7 +344,8 @@ void conv2d_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& 
 
 bool bf16_backward_filter(const Bf16Isa& isa, const Conv2dBackwardFilterArgs& a) {
   const ConvGeometry& g = a.geometry;
-  if (g.c / g.groups < kLeastDepth || g.k / g.groups < kLeastDepth) return false;
+  const bool deep = g.c / g.groups >= kLeastDepth || (merges(g, true) && g.s * g.c >= kLeastRow);
+  if (!deep || g.k / g.groups < kLeastDepth) return false;
   run_filter(*isa.conv, a, &isa);
   return true;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/conv_driver.h"
 #include "detent/core/parallel.h"
 
@@ -46,22 +47,25 @@ bool joins_phases(const ConvGeometry& g) {
   return g.groups == 1 && g.dilation_h == 1 && g.dilation_w == 1 && g.stride_h * g.stride_w > 1 && g.stride_h * g.stride_w * g.c <= 16 && g.r >= g.stride_h && g.s >= g.stride_w;
 }
 
-void backward_data_joined(const ConvIsa& isa, const Conv2dBackwardDataArgs& a) {
+void backward_data_joined(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, const JoinedInput& joined) {
   const ConvGeometry& g = a.geometry;
   const Reach rows(g.r, g.stride_h, g.pad_top), cols(g.s, g.stride_w, g.pad_left);
   const int64_t lanes = g.stride_h * g.stride_w * g.c, taps = rows.count * cols.count;
   GatherConv c;
-  c.gather.n = g.n, c.gather.in_h = g.oh, c.gather.in_w = g.ow, c.gather.in_c = g.k;
+  const int64_t depth = joined.isa ? g.k / 2 : g.k;
+  c.gather.n = g.n, c.gather.in_h = g.oh, c.gather.in_w = g.ow, c.gather.in_c = depth;
   c.gather.grid_h = c.gather.out_h = (g.h + g.stride_h - 1) / g.stride_h;
   c.gather.grid_w = c.gather.out_w = (g.w + g.stride_w - 1) / g.stride_w;
   c.gather.taps = {rows.count, cols.count, rows.first, 1, cols.first, 1};
-  Scratch<float> weights(taps * g.k * lanes), blocks(c.gather.pixels() * lanes);
+  Scratch<float> weights(taps * g.k * lanes), words(joined.isa ? taps * depth * lanes : 0), blocks(c.gather.pixels() * lanes);
   join_weights(g, rows, cols, a.w, weights.get());
-  c.input.x = a.dy;
+  if (joined.isa) joined.isa->join_pairs(weights.get(), lanes, taps * depth, lanes, words.get());
+  c.input.x = joined.isa ? nullptr : a.dy;
+  c.joined = joined;
   c.epilogue.y = blocks.get();
-  c.depth = g.k;
+  c.depth = depth;
   c.channels = lanes;
-  c.weights = {weights.get(), 0, cols.count * g.k * lanes, g.k * lanes, lanes, 1};
+  c.weights = {joined.isa ? words.get() : weights.get(), 0, cols.count * depth * lanes, depth * lanes, lanes, 1};
   run_gather(isa, c);
   const int64_t run = g.stride_w * g.c, grid_w = c.gather.grid_w;
   parallel_for(g.n * g.h, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, g.w * g.c)), [&](int64_t begin, int64_t end) {

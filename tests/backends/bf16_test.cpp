@@ -35,6 +35,15 @@ constexpr ConvCase kPairCases[] = {
     {"dense", 1, 1, 37, 130, 18, 1, 1},
 };
 
+// Few channels: window rows of x are one, the phases of the strides of dy too. Forward they are products of integers, or floats.
+constexpr ConvCase kFirstLayers[] = {
+    {"7x7 stem", 2, 17, 19, 3, 64, 7, 7, 2, 2, 3, 3, 3, 3},
+    {"3x3 first layer", 2, 32, 32, 3, 16, 3, 3, 1, 1, 1, 1, 1, 1},
+    {"3x3 stride 2 first layer", 2, 12, 13, 3, 24, 3, 3, 2, 2, 0, 0, 1, 1},
+    {"4x4 stride 2, four channels", 1, 9, 8, 4, 18, 4, 4, 2, 2, 1, 2, 1, 0},
+    {"3x3 of 12 channels", 1, 7, 9, 12, 20, 3, 3, 1, 1, 1, 1, 1, 1},
+};
+
 std::vector<float> small_integers(int64_t n, uint64_t seed) {
   std::vector<float> v = random_values(n, -8.0f, 8.0f, seed);
   for (float& x : v) x = std::nearbyint(x);
@@ -82,6 +91,7 @@ void check_exact(const cpu::Bf16Isa& isa, const ConvCase& c) {
   check(want.dx, [&](float* out) { return cpu::bf16_backward_data(isa, {.geometry = g, .dy = dy.data(), .w = w.data(), .dx = out}); });
   check(want.dw, [&](float* out) { return cpu::bf16_backward_filter(isa, {g, forward.input, dy.data(), out, nullptr}); });
   if (&c >= kPairCases && &c < kPairCases + std::size(kPairCases)) CHECK(ran == 3);
+  if (&c >= kFirstLayers && &c < kFirstLayers + std::size(kFirstLayers)) CHECK(ran == 2);
 }
 
 // Codes and weights on grids: the integers are exact, scales that are powers of two too.
@@ -119,6 +129,7 @@ TEST_CASE("bf16 convolutions of small integers are exact") {
   if (!isa) return;
   for (const ConvCase& c : kConvCases) check_exact(*isa, c);
   for (const ConvCase& c : kPairCases) check_exact(*isa, c);
+  for (const ConvCase& c : kFirstLayers) check_exact(*isa, c);
 }
 
 TEST_CASE("bf16 gradients of quantized layers: integers and their scales are exact") {
@@ -127,6 +138,7 @@ TEST_CASE("bf16 gradients of quantized layers: integers and their scales are exa
   for (const bool per_channel : {false, true}) {
     for (const ConvCase& c : kConvCases) check_integers(*isa, c, per_channel);
     for (const ConvCase& c : kPairCases) check_integers(*isa, c, per_channel);
+    for (const ConvCase& c : kFirstLayers) check_integers(*isa, c, per_channel);
   }
 }
 
