@@ -106,7 +106,8 @@ class Graph {
   Var operator()(const Tensor& images);
   /// Runs with every input given; returns every output.
   std::vector<Var> forward(const Context& context, std::span<const Var> inputs);
-  /// Called with each value before and after its transform, in execution order; empty = none. For calibration reports and layer dumps.
+  /// Called with each value before and after its transform, in execution order; empty = none. For calibration reports and layer dumps. What is computed on codes has no
+  /// value before: it is shown as it is, twice.
   using Tap = std::function<void(Value, const Var& before, const Var& after)>;
   void set_tap(Tap tap) { tap_ = std::move(tap); }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "detent/backends/cpu/dense.h"
+
 namespace detent::cpu {
 namespace {
 
@@ -19,7 +21,7 @@ void join_row(int64_t first, int64_t count, int64_t pixels, One&& one, Many&& ma
   for (i += whole; i < count; ++i) one(i);
 }
 
-void fill_tap(const Gather& g, const PairRows& from, int64_t image, int64_t iy, int64_t dw, int64_t x0, int64_t pairs, const float* zero, const float** rows) {
+void fill_tap(const DenseKernels& k, const Gather& g, const PairRows& from, int64_t image, int64_t iy, int64_t dw, int64_t x0, int64_t pairs, const float* zero, const float** rows) {
   if (iy < 0 || iy >= g.in_h) {
     std::fill_n(rows, pairs, zero);
     return;
@@ -31,7 +33,7 @@ void fill_tap(const Gather& g, const PairRows& from, int64_t image, int64_t iy, 
   const float* const words = row + (odd ? even_words(g) * from.channels : 0);
   const int64_t lo = std::clamp<int64_t>(-at, 0, pairs), hi = std::clamp<int64_t>(count - at, lo, pairs);
   std::fill_n(rows, lo, zero);
-  for (int64_t i = lo; i < hi; ++i) rows[i] = words + (at + i) * from.channels;
+  k.ramp(reinterpret_cast<intptr_t>(words + (at + lo) * from.channels), from.channels * static_cast<int64_t>(sizeof(float)), hi - lo, reinterpret_cast<int64_t*>(rows + lo));
   std::fill_n(rows + hi, pairs - hi, zero);
 }
 
@@ -68,13 +70,14 @@ void stage_pairs(const Bf16Isa& isa, const Gather& g, const ConvInput& input, Ro
 }
 
 void fill_pair_rows(const Gather& g, const PairRows& from, int64_t p0, int64_t p1, const float* zero, const float** rows, int64_t row_stride) {
+  const DenseKernels& k = dense_kernels();
   int64_t at = 0;
   for (int64_t p = p0; p < p1;) {
     const int64_t x0 = p % g.grid_w, line = p / g.grid_w, y = line % g.grid_h, image = line / g.grid_h;
     const int64_t pairs = std::min(g.grid_w - x0, p1 - p) / 2;
     for (int64_t i = 0; i < g.taps.rows; ++i) {
       const int64_t iy = y * g.step_h + g.taps.dh0 + i * g.taps.dh_step;
-      for (int64_t j = 0; j < g.taps.cols; ++j) fill_tap(g, from, image, iy, g.taps.dw0 + j * g.taps.dw_step, x0, pairs, zero, rows + (i * g.taps.cols + j) * row_stride + at);
+      for (int64_t j = 0; j < g.taps.cols; ++j) fill_tap(k, g, from, image, iy, g.taps.dw0 + j * g.taps.dw_step, x0, pairs, zero, rows + (i * g.taps.cols + j) * row_stride + at);
     }
     at += pairs;
     p += 2 * pairs;

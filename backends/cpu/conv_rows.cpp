@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "detent/backends/cpu/conv_driver.h"
+#include "detent/backends/cpu/dense.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu {
@@ -41,7 +42,7 @@ int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1)
 
 // Entries of one tap for grid columns [x0, x1) of one grid row.
 template <class T>
-void fill_run(const Gather& g, const InputViewOf<T>& v, int64_t image, int64_t iy, int64_t dw, int64_t x0, int64_t x1, const T* zero, const T** rows) {
+void fill_run(const DenseKernels& k, const Gather& g, const InputViewOf<T>& v, int64_t image, int64_t iy, int64_t dw, int64_t x0, int64_t x1, const T* zero, const T** rows) {
   if (iy < 0 || iy >= g.in_h) {
     for (int64_t x = x0; x < x1; ++x) *rows++ = zero;
     return;
@@ -52,7 +53,7 @@ void fill_run(const Gather& g, const InputViewOf<T>& v, int64_t image, int64_t i
   for (int64_t x = x0; x < lo; ++x) *rows++ = zero;
   const int64_t step = g.step_w * g.in_c;
   const T* p = v.base + (image * g.in_h + iy - v.first_row) * v.pitch + (lo * g.step_w + dw + v.left) * g.in_c;
-  for (int64_t i = 0; i < hi - lo; ++i) rows[i] = p + i * step;
+  k.ramp(reinterpret_cast<intptr_t>(p), step * static_cast<int64_t>(sizeof(T)), hi - lo, reinterpret_cast<int64_t*>(rows));
   rows += hi - lo;
   for (int64_t x = hi; x < x1; ++x) *rows++ = zero;
 }
@@ -61,17 +62,18 @@ void fill_run(const Gather& g, const InputViewOf<T>& v, int64_t image, int64_t i
 
 template <class T>
 void fill_rows(const Gather& g, const InputViewOf<T>& v, int64_t p0, int64_t p1, const T* zero, const T** rows, int64_t row_stride, int64_t* out) {
+  const DenseKernels& k = dense_kernels();
   int64_t at = 0;
   for (int64_t p = p0; p < p1;) {
     const int64_t x0 = p % g.grid_w, line = p / g.grid_w, y = line % g.grid_h, image = line / g.grid_h;
     const int64_t x1 = std::min(g.grid_w, x0 + p1 - p);
     for (int64_t i = 0; i < g.taps.rows; ++i) {
       const int64_t iy = y * g.step_h + g.taps.dh0 + i * g.taps.dh_step;
-      for (int64_t j = 0; j < g.taps.cols; ++j) fill_run(g, v, image, iy, g.taps.dw0 + j * g.taps.dw_step, x0, x1, zero, rows + (i * g.taps.cols + j) * row_stride + at);
+      for (int64_t j = 0; j < g.taps.cols; ++j) fill_run(k, g, v, image, iy, g.taps.dw0 + j * g.taps.dw_step, x0, x1, zero, rows + (i * g.taps.cols + j) * row_stride + at);
     }
     if (out) {
       const int64_t first = (image * g.out_h + y * g.out_step_h + g.out_first_h) * g.out_w + g.out_first_w;
-      for (int64_t x = x0; x < x1; ++x) out[at + x - x0] = first + x * g.out_step_w;
+      k.ramp(first + x0 * g.out_step_w, g.out_step_w, x1 - x0, out + at);
     }
     at += x1 - x0;
     p += x1 - x0;

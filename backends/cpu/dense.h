@@ -33,6 +33,8 @@ struct DenseKernels {
   void (*clip_backward)(const float* x, const float* dy, float lo, float hi, float* dx, int64_t n);
   /// For each tap t in order: where tap[t][offset + j] beats best[j] (larger, or the first NaN, or index[j] < 0) it becomes best[j] and where[t] index[j].
   void (*max_taps)(const float* const* tap, const int32_t* where, int64_t taps, int64_t offset, int64_t c, float* best, int32_t* index);
+  /// y[i] = first + i * step: addresses, or positions.
+  void (*ramp)(int64_t first, int64_t step, int64_t n, int64_t* y);
   /// dx[j] += index[j] == here ? dy[j] : 0.
   void (*pick)(const float* dy, const int32_t* index, int32_t here, int64_t c, float* dx);
 };

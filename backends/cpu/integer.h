@@ -19,7 +19,7 @@ struct IntegerTarget {
   int64_t channels = 0;  // of the whole output: distance between pixels
   Grid grid = {};
   IntegerResidual residual = {};
-  // The residual's bounds: of the place on the grid, or of the value with on_value; and the clamp's bytes.
+  // The residual's bounds: of the code, or of the value with on_value.
   float inside_lo = 0.0f, inside_hi = 0.0f;
 };
 

@@ -81,9 +81,8 @@ DETENT_HD IntegerClamp integer_clamp(float min, float max, const Grid& g, bool o
 /// residual_byte of clamp(acc * scale.value).
 DETENT_HD int8_t residual_of_sum(int32_t acc, const AccumulatorScale& scale, const IntegerClamp& c, const Grid& g, bool on_value) {
   const float v = static_cast<float>(acc) * scale.value;
-  if (v <= c.min) return c.low;
-  if (v >= c.max) return c.high;
-  return residual_byte_at(static_cast<float>(acc) * scale.multiplier, v, g, on_value);
+  const int8_t inner = residual_byte_at(static_cast<float>(acc) * scale.multiplier, v, g, on_value);
+  return v <= c.min ? c.low : (v >= c.max ? c.high : inner);
 }
 
 /// residual_byte for a value at `place` among the codes of g.

@@ -67,6 +67,8 @@ TEST_CASE("bad_options") {
                {"unknown shipped config", {"--config", "tensorflow"}, {"tensorflow_default"}},
                {"absent config", {"--config", w / "absent.json"}, {"absent.json"}},
                {"a config that is no JSON", {"--config", w / "weights.safetensors"}, {"weights.safetensors"}},
+               {"unknown products", {"--products", "float"}, {"--products \"float\"", "integers", "floats"}},
+               {"unknown precision", {"--precision", "fp16"}, {"--precision \"fp16\"", "bf16"}},
                {"1 bit", {"--param-bw", "1"}, {"--param-bw 1"}},
                {"17 bits", {"--output-bw", "17"}, {"--output-bw 17"}},
                {"8 bits of a 16-bit float", {"--param-type", "float16", "--param-bw", "8"}, {"--param-bw 8", "float16"}},
