@@ -197,10 +197,11 @@ Progress load_checkpoint(const std::string& path, nn::Graph& graph, quant::Quant
   QuantizerRollback rollback(sim);
   for (size_t i = 0; i < quantizers.size(); ++i) restore_quantizer(sim->placements()[i], quantizers[i], path);
   check_optimizer_state(graph, state.tensors, path);
-  std::vector<std::pair<std::string, Tensor>> restored;
-  for (const NamedTensor& t : state.tensors) restored.emplace_back(t.name, t.tensor);
+  // All that may lack memory comes before the first change.
+  nn::Optimizer::Tensors restored;
+  for (const NamedTensor& t : state.tensors) restored[t.name] = t.tensor.clone();
   assign_weights(graph, weights.tensors, path);
-  optimizer.restore(restored, steps_done);
+  optimizer.adopt(std::move(restored), steps_done);
   rollback.done();
   return progress;
 }

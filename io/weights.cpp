@@ -102,7 +102,10 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
     const auto bad = static_cast<int64_t>(std::count_if(t.data<float>(), t.data<float>() + t.elements(), [](float v) { return !std::isfinite(v); }));
     DETENT_CHECK(bad == 0, "weights ", source, ": ", bad, " of ", t.elements(), " values of \"", name, "\" are not finite; the training that wrote them diverged, use an earlier file");
   }
-  for (const auto& [name, target, value] : fitting) target->copy_from((value->rank() == 4 ? oihw_to_ohwi(*value) : *value).to(target->device()));
+  // All or none: what may lack memory comes before the first change.
+  std::vector<Tensor> ready;
+  for (const auto& [name, target, value] : fitting) ready.push_back((value->rank() == 4 ? oihw_to_ohwi(*value) : *value).to(target->device()));
+  for (size_t i = 0; i < fitting.size(); ++i) std::get<1>(fitting[i])->copy_from(ready[i]);
 }
 
 // Initializers by name; those that are no weights (bounds of slices and clips) are left out.

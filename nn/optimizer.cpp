@@ -43,8 +43,13 @@ std::vector<std::pair<std::string, Tensor>> Optimizer::state() const {
 }
 
 void Optimizer::restore(std::span<const std::pair<std::string, Tensor>> state, int64_t steps) {
-  tensors_.clear();
-  for (const auto& [name, tensor] : state) tensors_[name] = tensor.clone();
+  Tensors copies;
+  for (const auto& [name, tensor] : state) copies[name] = tensor.clone();
+  adopt(std::move(copies), steps);
+}
+
+void Optimizer::adopt(Tensors&& state, int64_t steps) noexcept {
+  tensors_.swap(state);
   steps_ = steps;
 }
 

@@ -27,6 +27,9 @@ class Optimizer {
   /// The optimizer's tensors by name ("conv1.weight/momentum") and its step count, for checkpoints; created when missing.
   std::vector<std::pair<std::string, Tensor>> state() const;
   void restore(std::span<const std::pair<std::string, Tensor>> state, int64_t steps);
+  using Tensors = std::unordered_map<std::string, Tensor>;
+  /// The same of tensors that are given away: nothing is copied, and nothing can fail.
+  void adopt(Tensors&& state, int64_t steps) noexcept;
 
  protected:
   virtual void update(std::span<Parameter* const> parameters) = 0;
@@ -35,7 +38,7 @@ class Optimizer {
   int64_t steps_ = 0;
 
  private:
-  std::unordered_map<std::string, Tensor> tensors_;
+  Tensors tensors_;
 };
 
 /// v = momentum*v + g + decay*w; w -= lr*v (Nesterov: lr*(g + decay*w + momentum*v)). As PyTorch's SGD and TensorFlow's MomentumOptimizer.

@@ -157,6 +157,45 @@ TEST_CASE("new sweep: a training step without memory changes nothing, leaks noth
 }
 
 // The fuzz targets hold their own promises: a checkpoint that cannot be loaded changes nothing, what was read can be written.
+TEST_CASE("new sweep: a checkpoint that is loaded without memory changes nothing") {
+  set_num_threads(1);
+  const Data data;
+  const TempFolder folder;
+  const std::string path = folder / "early.ckpt";
+  Step step(true, data);
+  const auto state = [&] {
+    std::string s;
+    for (const auto& [name, t] : step.net.state()) s.append(static_cast<const char*>(t->raw()), static_cast<size_t>(t->bytes()));
+    for (const quant::Placement& p : step.sim->placements()) s += p.quantizer->save();
+    for (const auto& [name, t] : step.adam.state()) s += name + std::string(static_cast<const char*>(t.raw()), static_cast<size_t>(t.bytes()));
+    return s + std::to_string(step.adam.steps_done());
+  };
+  const auto load = [&] { io::load_checkpoint(path, step.net, step.sim.get(), step.adam); };
+  step.trainer->step(data.images, data.labels);
+  io::save_checkpoint(path, step.net, step.sim.get(), step.adam, {.step = 1, .epoch = 0, .batch = 1, .options = "{}", .report = "{}"});
+  const std::string early = state();
+  step.trainer->step(data.images, data.labels);
+  const std::string late = state();
+  REQUIRE(early != late);
+  Counts counts;
+  counts.calls = calls_of(load);
+  CHECK((state() == early));
+  // What is loaded is parsed first: the end of it is ours.
+  for (int64_t k = full_sweep() ? 0 : counts.calls - 100; k < counts.calls; ++k) {
+    INFO("call ", k, " of ", counts.calls);
+    step.trainer->step(data.images, data.labels);
+    REQUIRE((state() == late));
+    const Outcome o = outcome_of(Mode::once, k, load);
+    counts.add(o);
+    CHECK(o != Outcome::other);
+    CHECK((state() == (o == Outcome::done ? early : late)));
+    load();
+    CHECK((state() == early));
+  }
+  MESSAGE("loading a checkpoint: " << counts.told());
+  CHECK(counts.refused > 50);
+}
+
 TEST_CASE("new sweep: readers without memory throw, and leak nothing") {
   set_num_threads(1);
   for (const fuzz::Target& t : fuzz::targets()) {
