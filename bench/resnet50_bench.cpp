@@ -3,7 +3,7 @@
 // --products floats: quantized layers multiply floats, the reference of multiplying integers.
 // --record 1: forward and backward of a training step are recorded and replayed (a CUDA graph); the JSON line says how many steps were replays.
 // --profile: after the timed steps as many more, with a table of the time of each layer.
-// train: the unfolded network with batch norm in training mode. qat-*: folded, W8A8, learned ranges. int8-eval: that network by integer execution.
+// train: the unfolded network with batch norm in training mode; with --folded 1 that of qat-*, in float. qat-*: folded, W8A8, learned ranges. int8-eval: that network by integer execution.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -34,7 +34,7 @@ struct Options {
   std::string mode = "eval", device = "cpu", config, precision, products = "integers";
   int64_t batch = 16, steps = 5, warmup = 2, image_size = 224;
   int threads = 0;
-  bool json = false, record = false, profile = false;
+  bool json = false, record = false, profile = false, folded = false;
 };
 
 int64_t number(const std::string& option, const char* text_) {
@@ -67,6 +67,7 @@ Options parse(int argc, char** argv) {
     else if (a == "--warmup") o.warmup = number(a, v);
     else if (a == "--image-size") o.image_size = number(a, v);
     else if (a == "--products") o.products = v;
+    else if (a == "--folded") o.folded = std::strcmp(v, "1") == 0;
     else if (a == "--record") o.record = number(a, v) == 1;
     else if (a == "--threads") o.threads = static_cast<int>(number(a, v));
     else fail("unknown option ", a);
@@ -127,8 +128,8 @@ int run(const Options& o) {
   for (size_t i = 0; i < classes.size(); ++i) classes[i] = static_cast<int64_t>(i * 37 % 1000);
   const Tensor labels = Tensor::from<int64_t>({o.batch}, classes);
   std::unique_ptr<quant::QuantSim> sim;
+  if (o.folded || o.mode.starts_with("qat") || o.mode == "int8-eval") nn::fold_batch_norms(net);
   if (o.mode.starts_with("qat") || o.mode == "int8-eval") {
-    nn::fold_batch_norms(net);
     quant::QuantSimOptions options;
     options.scheme = quant::Scheme::range_learning_tf;
     if (!o.config.empty()) options.config = quant::default_config(o.config);
