@@ -211,6 +211,8 @@ struct GridTarget {
 Var conv2d_quantized(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec, const GridTarget& target);
 /// quantize(clamp(dense(x, w) + bias)).
 Var dense_quantized(const Var& x, const Var& w, const Var* bias, const GridTarget& target, float lo = -kInfinity, float hi = kInfinity);
+/// quantize(global_average_pool(x)) from the exact sums of codes: x must lie on a byte grid; a coded Var.
+Var global_average_pool_quantized(const Var& x, const GridTarget& target);
 /// clamp(a + b) of equal shapes; dense or coded.
 Var add_clamped(const Var& a, const Var& b, float lo, float hi);
 /// quantize(clamp(a + b)): a coded Var.

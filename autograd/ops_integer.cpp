@@ -151,26 +151,6 @@ Var add_integer(const Var& a, const Var& b, float lo, float hi, const Grid& outp
   return Var(Coded{y, grid});
 }
 
-Var global_average_pool_integer(const Var& x, const Grid& output) {
-  constexpr const char* kOp = "global_average_pool_integer";
-  const Coded& in = coded_argument(kOp, "x", x);
-  const Shape from = x.shape(), to = global_average_pool_shape(from);
-  const Grid grid = byte_grid(output);
-  const int64_t pixels = from[1] * from[2];
-  DETENT_CHECK(pixels <= INT32_MAX / 255, kOp, ": x ", from, " has more pixels than an int32 sum of codes holds");
-  Tensor y(to, DType::u8, x.device());
-  integer_kernels(kOp, x.device())
-      .global_average_pool({.n = from[0],
-                            .pixels = pixels,
-                            .c = from[3],
-                            .x = in.codes.data<uint8_t>(),
-                            .x_zero = in.grid.zero_point,
-                            .multiplier = average_multiplier(in.grid.scale, grid.scale, pixels),
-                            .grid = grid,
-                            .y = y.data<uint8_t>()});
-  return Var(Coded{y, grid});
-}
-
 Var regrid_codes(const Var& x, std::span<const uint8_t> table, const Grid& output) {
   constexpr const char* kOp = "regrid_codes";
   const Coded& in = coded_argument(kOp, "x", x);

@@ -45,8 +45,6 @@ IntegerFilter prepare_filter(const FilterSource& source);
 Var conv2d_integer(const Var& x, const IntegerFilter& filter);
 /// clamp(a + b) on the grid; a and b coded, of one shape.
 Var add_integer(const Var& a, const Var& b, float lo, float hi, const Grid& output);
-/// [n,h,w,c] -> [n,1,1,c].
-Var global_average_pool_integer(const Var& x, const Grid& output);
 /// The codes of x through a table of 256 entries; the result lies on byte_grid(output).
 Var regrid_codes(const Var& x, std::span<const uint8_t> table, const Grid& output);
 

@@ -1,5 +1,6 @@
 #include "detent/autograd/op_support.h"
 #include "detent/core/integer_kernels.h"
+#include "detent/core/math/integer_math.h"
 
 namespace detent {
 namespace {
@@ -122,6 +123,33 @@ Var global_average_pool(const Var& x) {
   spec.kernel[0] = x.shape()[1];
   spec.kernel[1] = x.shape()[2];
   return average("global_average_pool", x, spec);
+}
+
+Var global_average_pool_quantized(const Var& x, const GridTarget& target) {
+  constexpr const char* kOp = "global_average_pool_quantized";
+  const Device device = ops::check_args(kOp, {{"x", x}});
+  const Shape from = x.shape(), to = global_average_pool_shape(from);
+  DETENT_CHECK(ops::on_byte_grid(x), kOp, ": x does not lie on one grid of bytes; quantize it or take global_average_pool");
+  const int64_t pixels = from[1] * from[2];
+  DETENT_CHECK(pixels <= kMaxAveragePixels, kOp, ": x ", from, " has ", pixels, " pixels, and an int32 sum of codes holds ", kMaxAveragePixels, "; take global_average_pool");
+  const ops::ToGrid to_grid(kOp, to, device, target, x.tracked() || target.min.tracked());
+  const ops::Kept codes = ops::codes_of(x);
+  AverageCodesArgs args{.n = from[0], .pixels = pixels, .c = from[3], .x = codes.x.data<uint8_t>(), .from = codes.grid, .epilogue = {}};
+  to_grid.fill(args.epilogue);
+  ops::kernels(device).average_codes(args);
+  std::vector<Var> inputs{x};
+  if (to_grid.learned()) inputs.insert(inputs.end(), {target.min, target.max});
+  return Tape::record(kOp, inputs, to_grid.result(), [=](const Tensor& dy, GradSink& sink) {
+    const Tensor d = to_grid.backward(dy, sink, 1);
+    if (!sink.needs(0)) return;
+    Tensor dx(from, DType::f32, device);
+    PoolBackwardArgs back;
+    back.geometry = geometry_of(from, to, {.kernel = {from[1], from[2]}});
+    back.dy = d.data<float>();
+    back.dx = dx.data<float>();
+    ops::kernels(device).average_pool_backward(back);
+    sink.add(0, std::move(dx));
+  });
 }
 
 Shape resize_shape(const Shape& x, const ResizeSpec& spec) {

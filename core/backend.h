@@ -142,6 +142,15 @@ struct PoolArgs {
   int64_t pad_bottom = 0, pad_right = 0;  // average with count_include_pad counts explicit padding only
 };
 
+/// The epilogue's codes and residual [n,c], of the mean over all pixels of codes x [n,pixels,c] on the grid `from`: their exact sums, by QLinearGlobalAveragePool's
+/// formula. The epilogue has neither scale, bias, addend, clamp nor y; pixels <= kMaxAveragePixels.
+struct AverageCodesArgs {
+  int64_t n = 0, pixels = 0, c = 0;
+  const uint8_t* x = nullptr;
+  Grid from;
+  Epilogue epilogue;
+};
+
 struct PoolBackwardArgs {
   ConvGeometry geometry;
   const float* dy = nullptr;
@@ -392,6 +401,7 @@ struct Kernels {
   void (*max_pool_backward)(const PoolBackwardArgs&);
   void (*average_pool)(const PoolArgs&);
   void (*average_pool_backward)(const PoolBackwardArgs&);
+  void (*average_codes)(const AverageCodesArgs&);
   void (*batch_norm_stats)(const BatchNormStatsArgs&);
   void (*batch_norm)(const BatchNormArgs&);
   void (*batch_norm_backward)(const BatchNormBackwardArgs&);

@@ -40,16 +40,6 @@ struct IntegerAddArgs {
   uint8_t* y = nullptr;
 };
 
-/// Over all pixels of [n,pixels,c]: [n,c].
-struct IntegerAverageArgs {
-  int64_t n = 0, pixels = 0, c = 0;
-  const uint8_t* x = nullptr;
-  int32_t x_zero = 0;
-  float multiplier = 1.0f;              // average_multiplier
-  Grid grid = {};                       // of y
-  uint8_t* y = nullptr;
-};
-
 /// Each window's largest code; a window that lies wholly in the padding gives 0.
 struct IntegerMaxPoolArgs {
   ConvGeometry geometry;                // k == c
@@ -64,7 +54,6 @@ struct IntegerKernels {
   void (*pack)(const ConvGeometry& geometry, const int8_t* q, void* packed);
   void (*conv2d)(const IntegerConv2dArgs&);
   void (*add)(const IntegerAddArgs&);
-  void (*global_average_pool)(const IntegerAverageArgs&);
   void (*max_pool)(const IntegerMaxPoolArgs&);
   /// y[i] = table[x[i]], 256 entries; y may be x.
   void (*regrid)(const uint8_t* x, const uint8_t* table, uint8_t* y, int64_t n);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "detent/autograd/ops_integer.h"
+#include "detent/core/math/integer_math.h"
 #include "detent/nn/layers.h"
 
 namespace detent::nn {
@@ -83,7 +84,7 @@ class Compiler {
     if (n.op == "Conv" || n.op == "Gemm") return layer(s);
     if (const auto* a = dynamic_cast<const Activation*>(n.module.get())) return table(s, *a);
     if (n.op == "Add" && n.inputs.size() == 2 && g_.value(n.inputs[0]).shape == g_.value(n.inputs[1]).shape) return addition(s);
-    if (n.op == "GlobalAveragePool" || covers_input(n)) return average(s);
+    if (is_global_average(g_, n)) return average(s);
     if (n.op == "Concat") return concatenation(s);
     return refuse("there is no integer kernel for it");
   }
@@ -110,7 +111,10 @@ class Compiler {
   }
 
   Work average(const PlanStep& s) {
-    return [from = *grid(node(s).inputs[0]), to = *target_](Graph&, const Context&, std::span<const Var> in) { return global_average_pool_integer(to_codes(in[0], from), to); };
+    const Shape& x = g_.value(node(s).inputs[0]).shape;
+    if (x[1] * x[2] > kMaxAveragePixels) return refuse(text("the sum of ", x[1] * x[2], " codes may be beyond int32"));
+    const GridTarget to{.grid = *target_, .spec = {}, .min = {}, .max = {}};
+    return [from = *grid(node(s).inputs[0]), to](Graph&, const Context&, std::span<const Var> in) { return global_average_pool_quantized(to_codes(in[0], from), to); };
   }
 
   // A function of one value is a table; its entries are what the float path gives for each code.
@@ -156,14 +160,6 @@ class Compiler {
       }
       return g.nodes()[static_cast<size_t>(head)].module->forward(context, codes);
     };
-  }
-
-  // An average pool over its whole input is exported as a global one.
-  bool covers_input(const Graph::Node& n) const {
-    const auto* pool = dynamic_cast<const AveragePool*>(n.module.get());
-    if (!pool) return false;
-    const Shape& x = g_.value(n.inputs[0]).shape;
-    return pool->spec().kernel[0] == x[1] && pool->spec().kernel[1] == x[2] && pool->spec().padding == Padding2d{};
   }
 
   Graph& g_;

@@ -169,6 +169,8 @@ class MaxPool final : public Module {
 class AveragePool final : public Module {
  public:
   explicit AveragePool(const PoolSpec& spec) : spec_(spec) {}
+  /// One window over the whole of x [n,h,w,c]: a global pool, and exported as one.
+  bool is_global(const Shape& x) const;
   OpDesc describe() const override;
   Shape infer(std::span<const Shape> inputs) const override;
   Var forward(const Context& context, std::span<const Var> inputs) override;

@@ -71,6 +71,11 @@ bool multiplies_integers(const Graph& g, const Graph::Node& n) {
   return grids && std::all_of(grids->begin(), grids->end(), [](const Grid& q) { return q.zero_point == 0 && q.qmin >= -128 && q.qmax <= 127; });
 }
 
+// A pool over all pixels, whose sums of codes are exact.
+bool averages_codes(const Graph& g, const Graph::Node& n, const Var& x) {
+  return g.products() == Products::integers && is_global_average(g, n) && ops::on_byte_grid(x) && x.shape()[1] * x.shape()[2] <= kMaxAveragePixels;
+}
+
 Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target, BatchStatistics* statistics = nullptr) {
   const Operands o = operands(m, norm, context, x);
   const Var* bias = o.has_bias ? &o.bias : nullptr;
@@ -184,6 +189,11 @@ Var run_convolution(Graph& g, const PlanStep& s, const Context& context, std::sp
 
 }  // namespace
 
+bool is_global_average(const Graph& g, const Graph::Node& n) {
+  const auto* pool = dynamic_cast<const AveragePool*>(n.module.get());
+  return n.op == "GlobalAveragePool" || (pool && pool->is_global(g.value(n.inputs[0]).shape));
+}
+
 std::vector<PlanStep> compile_plan(const Graph& g, Fuse fuse) { return Planner(g, fuse).run(); }
 
 std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step) {
@@ -199,6 +209,7 @@ bool is_on_codes(Graph& g, const PlanStep& s, std::span<const Var> inputs) {
   const std::optional<GridTarget> target = out.transform->grid_target(inputs[0].shape().elements(), inputs[0].device());
   if (!target) return false;
   if (multiplies_integers(g, head)) return s.norm < 0 && s.addend.id < 0;
+  if (averages_codes(g, head, inputs[0])) return true;
   return joins(g, head) && ops::on_byte_grid(inputs[1]) && absorbs_clamp(target->grid, s.clamp_min, s.clamp_max);
 }
 
@@ -229,6 +240,8 @@ Var run_in_float(Graph& g, const PlanStep& s, const Context& context, std::span<
     y = run_norm(static_cast<BatchNorm&>(*head.module), s, context, inputs[0]);
   } else if (head.op == "Add" && inputs.size() == 2 && inputs[0].shape() == inputs[1].shape()) {
     y = run_add(inputs[0], inputs[1], s, to);
+  } else if (to && averages_codes(g, head, inputs[0])) {
+    y = global_average_pool_quantized(inputs[0], *to);
   } else {
     y = head.module->forward(context, inputs);
     if (head.module->preserves_grid()) y.inherit_grids(inputs[0]);

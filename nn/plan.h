@@ -33,8 +33,11 @@ std::vector<PlanStep> compile_plan(const Graph& graph, Fuse fuse = Fuse::all);
 /// The values a step reads: its head's inputs, and the addend behind them.
 std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step);
 
-/// True when the step is computed on codes, from bytes to bytes, with one rounding (core/math/integer_math.h), however the Graph is run: a sum, or products as integers
-/// (Graph::set_products).
+/// A global average pool, or one whose window is its whole input.
+bool is_global_average(const Graph& graph, const Graph::Node& node);
+
+/// True when the step is computed on codes, from bytes to bytes, with one rounding (core/math/integer_math.h), however the Graph is run: a sum, or products and global
+/// averages as integers (Graph::set_products).
 bool is_on_codes(Graph& graph, const PlanStep& step, std::span<const Var> inputs);
 /// The step's operations one after the other, its transform left out.
 Var run_apart(Graph& graph, const PlanStep& step, const Context& context, std::span<const Var> inputs);

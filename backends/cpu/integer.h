@@ -85,7 +85,7 @@ int64_t integer_packed_bytes(const IntegerEngine& e, const ConvGeometry& g);
 void integer_pack(const IntegerEngine& e, const ConvGeometry& g, const int8_t* q, void* packed);
 void integer_conv2d(const IntegerEngine& e, const IntegerConv2dArgs& a);
 void integer_add(const IntegerEngine& e, const IntegerAddArgs& a);
-void integer_global_average_pool(const IntegerEngine& e, const IntegerAverageArgs& a);
+void integer_average(const IntegerEngine& e, const AverageCodesArgs& a);
 void integer_max_pool(const IntegerEngine& e, const IntegerMaxPoolArgs& a);
 void integer_regrid(const uint8_t* x, const uint8_t* table, uint8_t* y, int64_t n);
 

@@ -3,7 +3,9 @@
 
 #include "detent/backends/cpu/integer.h"
 #include "detent/backends/cpu/isa.h"
+#include "detent/backends/cpu/kernels.h"
 #include "detent/backends/cpu/loop.h"
+#include "detent/core/epilogue.h"
 #include "detent/core/math/pool_math.h"
 #include "detent/core/parallel.h"
 
@@ -27,18 +29,26 @@ void integer_add(const IntegerEngine& e, const IntegerAddArgs& a) {
   parallel_for(a.n, kGrain, [&](int64_t at, int64_t end) { e.rows->add(a.a + at, a.b + at, a.formula, a.range, a.y + at, end - at); });
 }
 
-void integer_global_average_pool(const IntegerEngine& e, const IntegerAverageArgs& a) {
+void integer_average(const IntegerEngine& e, const AverageCodesArgs& a) {
   constexpr int64_t kChannels = 512;
+  const Epilogue& to = a.epilogue;
+  const AccumulatorScale scale = average_scale(a.from.scale, to.grid.scale, a.pixels);
+  const IntegerClamp clamp = integer_bounds(to).clamp;
+  const auto zeros = static_cast<int32_t>(a.pixels) * a.from.zero_point;
   const int64_t blocks = (a.c + kChannels - 1) / kChannels;
   parallel_for(a.n * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / blocks, c0 = i % blocks * kChannels, n = std::min(kChannels, a.c - c0);
       int32_t sum[kChannels] = {};
       e.rows->add_rows(a.x + image * a.pixels * a.c + c0, a.c, a.pixels, n, sum);
-      e.rows->requantize(sum, static_cast<int32_t>(a.pixels) * a.x_zero, a.multiplier, a.grid, a.y + image * a.c + c0, n);
+      e.rows->requantize(sum, zeros, scale.multiplier, to.grid, to.codes + image * a.c + c0, n);
+      if (!to.residual) continue;
+      for (int64_t j = 0; j < n; ++j) to.residual[image * a.c + c0 + j] = residual_of_sum(sum[j] - zeros, scale, clamp, to.grid, to.mask_on_value);
     }
   });
 }
+
+void average_codes(const AverageCodesArgs& a) { integer_average(integer_engine(), a); }
 
 void integer_max_pool(const IntegerEngine& e, const IntegerMaxPoolArgs& a) {
   const ConvGeometry& g = a.geometry;
@@ -84,7 +94,6 @@ const IntegerKernels& integer_kernels() {
       .pack = [](const ConvGeometry& g, const int8_t* q, void* packed) { integer_pack(integer_engine(), g, q, packed); },
       .conv2d = [](const IntegerConv2dArgs& a) { integer_conv2d(integer_engine(), a); },
       .add = [](const IntegerAddArgs& a) { integer_add(integer_engine(), a); },
-      .global_average_pool = [](const IntegerAverageArgs& a) { integer_global_average_pool(integer_engine(), a); },
       .max_pool = [](const IntegerMaxPoolArgs& a) { integer_max_pool(integer_engine(), a); },
       .regrid = integer_regrid,
   };

@@ -28,6 +28,7 @@ constexpr Kernels kTable = {
     .max_pool_backward = cpu::max_pool_backward,
     .average_pool = cpu::average_pool,
     .average_pool_backward = cpu::average_pool_backward,
+    .average_codes = cpu::average_codes,
     .batch_norm_stats = cpu::batch_norm_stats,
     .batch_norm = cpu::batch_norm,
     .batch_norm_backward = cpu::batch_norm_backward,

@@ -24,6 +24,7 @@ void max_pool(const PoolArgs&);
 void max_pool_backward(const PoolBackwardArgs&);
 void average_pool(const PoolArgs&);
 void average_pool_backward(const PoolBackwardArgs&);
+void average_codes(const AverageCodesArgs&);
 void batch_norm_stats(const BatchNormStatsArgs&);
 void batch_norm(const BatchNormArgs&);
 void batch_norm_backward(const BatchNormBackwardArgs&);

@@ -6,6 +6,7 @@
 
 #include "detent/backends/cuda/index.h"
 #include "detent/backends/cuda/kernels.h"
+#include "detent/core/epilogue.h"
 #include "detent/core/math/pool_math.h"
 
 namespace detent::DETENT_CUDA_NAMESPACE {
@@ -81,6 +82,20 @@ struct AveragePool {
       sum += row;
     }
     a.y[i] = sum / average_weight(a, v);
+  }
+};
+
+template <class Index>
+struct AverageCodes {
+  AverageCodesArgs a;
+  AccumulatorScale scale;
+  IntegerBounds bounds;
+  DETENT_HD void operator()(int64_t i) const {
+    const Index image = static_cast<Index>(i) / static_cast<Index>(a.c), channel = static_cast<Index>(i) % static_cast<Index>(a.c);
+    const uint8_t* const x = a.x + static_cast<int64_t>(image) * a.pixels * a.c + static_cast<int64_t>(channel);
+    int32_t sum = 0;
+    for (int64_t p = 0; p < a.pixels; ++p) sum += x[p * a.c] - a.from.zero_point;
+    write_one(a.epilogue, i, finish_integer(a.epilogue, bounds, sum, scale));
   }
 };
 
@@ -202,6 +217,12 @@ void average_pool_backward(const PoolBackwardArgs& a) {
   const ConvGeometry& g = a.geometry;
   const int64_t n = g.n * g.h * g.w * g.c;
   with_index(n, [&]<class Index>() { elements("average_pool_backward", n, AveragePoolBackward<Index>{a}); });
+}
+
+void average_codes(const AverageCodesArgs& a) {
+  const AccumulatorScale scale = average_scale(a.from.scale, a.epilogue.grid.scale, a.pixels);
+  const IntegerBounds bounds = integer_bounds(a.epilogue);
+  with_index(a.n * a.pixels * a.c, [&]<class Index>() { elements("average_codes", a.n * a.c, AverageCodes<Index>{a, scale, bounds}); });
 }
 
 void resize(const ResizeArgs& a) {

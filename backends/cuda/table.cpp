@@ -23,6 +23,7 @@ const Kernels& table() {
       .max_pool_backward = max_pool_backward,
       .average_pool = average_pool,
       .average_pool_backward = average_pool_backward,
+      .average_codes = average_codes,
       .batch_norm_stats = batch_norm_stats,
       .batch_norm = batch_norm,
       .batch_norm_backward = batch_norm_backward,

@@ -59,8 +59,12 @@ DETENT_HD int32_t add_codes(int32_t qa, int32_t qb, const IntegerAdd& f, const C
   return static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
 }
 
-/// QLinearGlobalAveragePool: q_y = requantize(sum of (q_x - z_x), average_multiplier).
-DETENT_HD float average_multiplier(float input_scale, float output_scale, int64_t pixels) { return input_scale / (output_scale * static_cast<float>(pixels)); }
+/// QLinearGlobalAveragePool: q_y = requantize(sum of (q_x - z_x), average_scale(..).multiplier). More pixels might leave int32.
+constexpr int64_t kMaxAveragePixels = INT32_MAX / 255;
+DETENT_HD AccumulatorScale average_scale(float input_scale, float output_scale, int64_t pixels) {
+  const auto n = static_cast<float>(pixels);
+  return {input_scale / n, input_scale / (output_scale * n)};
+}
 
 /// residual_byte for v = acc * scale.value, whose place on the output grid is t = acc * scale.multiplier; v is inside the clamp.
 DETENT_HD int8_t residual_byte_at(float t, float v, const Grid& g, bool on_value) {

@@ -146,10 +146,9 @@ bool Exporter::write_pool(const Node& n, const std::string& out) {
   }
   if (const auto* pool = dynamic_cast<const nn::AveragePool*>(n.module.get())) {
     const PoolSpec& s = pool->spec();
-    const Shape& xs = shape(n.inputs[0]);
     const bool dilated = s.dilation[0] != 1 || s.dilation[1] != 1;
-    // Over the whole input it is a global pool: a target's windowed one has other arithmetic.
-    if (s.kernel[0] == xs[1] && s.kernel[1] == xs[2] && s.padding == Padding2d{} && !dilated) {
+    // A target's windowed pool has other arithmetic.
+    if (pool->is_global(shape(n.inputs[0]))) {
       b_.node("GlobalAveragePool", n.name, {in(n.inputs[0])}, out);
       return true;
     }

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "detent/core/math/integer_math.h"
 #include "detent/nn/layers.h"
 
 namespace detent::nn {
@@ -17,10 +18,11 @@ OpDesc pool_desc(const char* op, const PoolSpec& s) {
            {"ceil_mode", int64_t{s.ceil_mode}}}};
 }
 
-// An integer target averages codes, whose sum is exact: our mean becomes that sum times one factor, or ties between two codes would round by chance.
+// The mean of codes whose result stays in float: an integer target averages codes, whose sum is exact, so the mean becomes that sum times one factor. (What goes to a grid is
+// global_average_pool_quantized.)
 Var mean_of_codes(const Var& mean, const Var& x, int64_t pixels) {
   if (!x.grids() || x.grids()->size() != 1) return mean;
-  const float scale = x.grids()->front().scale, factor = scale / static_cast<float>(pixels);
+  const float scale = x.grids()->front().scale, factor = average_scale(scale, 1.0f, pixels).value;
   std::vector<float> v = mean.dense().to_vector<float>();
   for (float& m : v) m = static_cast<float>(std::rint(static_cast<double>(m) * static_cast<double>(pixels) / static_cast<double>(scale))) * factor;
   Tensor y = Tensor::from<float>(mean.shape(), v).to(mean.device());
@@ -116,11 +118,11 @@ Shape AveragePool::infer(std::span<const Shape> inputs) const {
   check_inputs(inputs, 1, "average_pool");
   return pool_shape("average_pool", inputs[0], spec_);
 }
+bool AveragePool::is_global(const Shape& x) const { return spec_.kernel[0] == x[1] && spec_.kernel[1] == x[2] && spec_.padding == Padding2d{}; }
 Var AveragePool::forward(const Context&, std::span<const Var> inputs) {
   const Shape& x = inputs[0].shape();
   const Var y = average_pool(inputs[0], spec_);
-  // Over its whole input it is a global pool, and exported as one.
-  return spec_.kernel[0] == x[1] && spec_.kernel[1] == x[2] && spec_.padding == Padding2d{} ? mean_of_codes(y, inputs[0], x[1] * x[2]) : y;
+  return is_global(x) ? mean_of_codes(y, inputs[0], x[1] * x[2]) : y;
 }
 
 Shape GlobalAveragePool::infer(std::span<const Shape> inputs) const {

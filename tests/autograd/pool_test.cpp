@@ -1,4 +1,7 @@
 // Pooling and resizing against their definitions in double.
+#include <algorithm>
+#include <tuple>
+
 #include "detent/tests/support/gradcheck.h"
 
 using namespace detent;
@@ -93,6 +96,53 @@ TEST_CASE("average_pool_matches_its_definition") {
                    },
                .terms = 20});
   }
+}
+
+TEST_CASE("averages_of_codes_round_ties_to_the_even_code") {
+  // On its input's grid the average of 4 codes is a tie once in four; what an average of floats makes of it depends on the scale's digits.
+  constexpr int64_t kChannels = 1021;
+  const Grid grid{0.042097352f, 3, 0, 255};
+  std::vector<uint8_t> codes;
+  for (int64_t p = 0; p < 4; ++p) {
+    for (int64_t c = 0; c < kChannels; ++c) codes.push_back(static_cast<uint8_t>((c + p) / 4));  // their sum is c
+  }
+  const Var x(Coded{Tensor::from<uint8_t>({1, 2, 2, kChannels}, codes), grid});
+  const auto got = global_average_pool_quantized(x, {.grid = grid, .spec = {}, .min = {}, .max = {}}).coded()->codes.to_vector<uint8_t>();
+  const std::vector<float> means = global_average_pool(x).dense().to_vector<float>();
+  int64_t by_floats = 0;
+  for (int64_t c = 0; c < kChannels; ++c) {
+    const int64_t above = c - 4 * 3, down = (above + 400) / 4 - 100, rest = above - 4 * down;  // the average above the zero point: down + rest / 4
+    const int64_t want = 3 + down + (rest == 3 || (rest == 2 && down % 2 != 0));
+    CHECK(int64_t{got[static_cast<size_t>(c)]} == want);
+    by_floats += quantize(means[static_cast<size_t>(c)], grid) != want;
+  }
+  CHECK(by_floats > 0);
+}
+
+TEST_CASE("averages_of_codes_have_the_gradients_of_their_parts") {
+  const Shape shape{6, 3, 5, 40};
+  const Tensor values = to_tensor(random_array(shape, 5, -1.0, 3.0)), dy = to_tensor(random_array(Shape{6, 1, 1, 40}, 6, -1.0, 1.0));
+  const GridSpec spec{.bits = 8};
+  const Grid from = grid_from_range({-1.0, 3.0}, spec), to = grid_from_range({-0.2, 1.2}, spec);  // some averages are outside
+  const auto run = [&](bool on_codes) {
+    Leaf min{Tensor::from<float>({1}, std::vector<float>{-0.2f}), {}}, max{Tensor::from<float>({1}, std::vector<float>{1.2f}), {}};
+    Tape tape;
+    const Var v = tape.watch(values), x = fake_quant_ste(v, {&from, 1}, {1, 1, shape.elements()}, EmitCodes::yes), lo = Tape::leaf(min), hi = Tape::leaf(max);
+    const Var y = on_codes ? global_average_pool_quantized(x, {.grid = to, .spec = spec, .min = lo, .max = hi})
+                           : fake_quant_learned(global_average_pool(x), lo, hi, {&to, 1}, {1, 1, dy.elements()}, spec);
+    tape.backward(y, dy);
+    return std::tuple(y.dense().to_vector<float>(), tape.grad(v).to_vector<float>(), static_cast<double>(min.grad.item()), static_cast<double>(max.grad.item()));
+  };
+  const auto [y, dx, dmin, dmax] = run(true);
+  const auto [want_y, want_dx, want_dmin, want_dmax] = run(false);
+  CHECK(y == want_y);
+  CHECK(dx == want_dx);
+  CHECK(std::count(dx.begin(), dx.end(), 0.0f) > 0);
+  // A byte holds the residual in steps of 1/252: off by at most 1/504 of each gradient, times what a step of the scale is of a step of the bound.
+  double size = 0.0;
+  for (const float d : dy.to_vector<float>()) size += std::abs(static_cast<double>(d));
+  CHECK(std::abs(dmin - want_dmin) <= size / 504.0 / 255.0);
+  CHECK(std::abs(dmax - want_dmax) <= size / 504.0 / 255.0);
 }
 
 TEST_CASE("global_average_pool_keeps_its_axes") {

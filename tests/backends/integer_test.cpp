@@ -170,7 +170,11 @@ TEST_CASE("integer global average pool") {
     for (const Engine& e : engines()) {
       INFO(e.name, ", ", t.pixels, " pixels of ", t.c);
       const std::vector<uint8_t> got = run_guarded<uint8_t>(t.n * t.c, [&](uint8_t* y) {
-        cpu::integer_global_average_pool(e.kernels, {t.n, t.pixels, t.c, x.data(), t.zx, average_multiplier(t.sx, t.sy, t.pixels), {t.sy, t.zy, 0, 255}, y});
+        AverageCodesArgs a{.n = t.n, .pixels = t.pixels, .c = t.c, .x = x.data(), .from = {t.sx, t.zx, 0, 255}, .epilogue = {}};
+        a.epilogue.quantize = true;
+        a.epilogue.grid = {t.sy, t.zy, 0, 255};
+        a.epilogue.codes = y;
+        cpu::integer_average(e.kernels, a);
       });
       CHECK(got == want);
     }

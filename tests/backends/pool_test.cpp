@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernel_support.h"
 
 using namespace detent;
@@ -113,5 +115,53 @@ TEST_CASE("average_pool and its gradient, padding counted or not") {
     });
     CHECK(first_far(y, want, 1e-6) == -1);
     CHECK(first_far(dx, want_dx, 1e-6) == -1);
+  }
+}
+
+TEST_CASE("average_codes: the codes of QLinearGlobalAveragePool, and the residual of each") {
+  struct Case {
+    int64_t n, pixels, c;
+    Grid from, to;
+    bool on_value;
+  };
+  const Case cases[] = {{2, 49, 700, {0.03f, 0, 0, 255}, {0.013f, 0, 0, 255}, false}, {1, 1, 1, {0.1f, 255, 0, 255}, {0.1f, 255, 0, 255}, false},
+                        {3, 64, 65, {0.02f, 128, 0, 255}, {0.0005f, 7, 0, 255}, true}, {2, 4, 513, {0.0421f, 9, 0, 255}, {0.0421f, 9, 0, 255}, false},
+                        {2, 7, 130, {0.011f, 60, 0, 255}, {0.02f, 30, 12, 90}, false},  {1, 20000, 3, {0.5f, 12, 0, 255}, {0.4f, 99, 0, 255}, true}};
+  for (const Case& t : cases) {
+    CAPTURE(t.pixels);
+    CAPTURE(t.c);
+    std::vector<uint8_t> x;
+    for (const float v : random_values(t.n * t.pixels * t.c, 0.0f, 255.99f, 5)) x.push_back(static_cast<uint8_t>(v));
+    // A float product is not rounded before the division where the compiler keeps more digits.
+    const volatile float whole = t.to.scale * static_cast<float>(t.pixels);
+    const float m = t.from.scale / whole, s = t.from.scale / static_cast<float>(t.pixels), z = static_cast<float>(t.to.zero_point);
+    const float lo = static_cast<float>(t.to.qmin), hi = static_cast<float>(t.to.qmax);
+    std::vector<uint8_t> codes;
+    std::vector<int8_t> residual;
+    for (int64_t i = 0; i < t.n * t.c; ++i) {
+      int64_t sum = 0;
+      for (int64_t p = 0; p < t.pixels; ++p) sum += int64_t{x[static_cast<size_t>((i / t.c * t.pixels + p) * t.c + i % t.c)]} - t.from.zero_point;
+      const float place = static_cast<float>(sum) * m, v = static_cast<float>(sum) * s, q = std::nearbyint(place) + z;
+      codes.push_back(static_cast<uint8_t>(std::clamp(q, lo, hi)));
+      const bool inside = t.on_value ? v >= t.to.scale * (lo - z) && v <= t.to.scale * (hi - z) : q >= lo && q <= hi;
+      residual.push_back(inside ? static_cast<int8_t>(std::nearbyint(252.0f * (std::nearbyint(place) - place))) : int8_t{-128});
+    }
+    AverageCodesArgs a{.n = t.n, .pixels = t.pixels, .c = t.c, .x = x.data(), .from = t.from, .epilogue = {}};
+    a.epilogue.quantize = true;
+    a.epilogue.grid = t.to;
+    a.epilogue.mask_on_value = t.on_value;
+    const auto run = [&](uint8_t* q) {
+      a.epilogue.codes = q;
+      kernels().average_codes(a);
+    };
+    CHECK(run_guarded<uint8_t>(t.n * t.c, run) == codes);
+    std::vector<uint8_t> again(codes.size());
+    a.epilogue.codes = again.data();
+    const std::vector<int8_t> got = run_guarded<int8_t>(t.n * t.c, [&](int8_t* r) {
+      a.epilogue.residual = r;
+      kernels().average_codes(a);
+    });
+    CHECK(got == residual);
+    CHECK(again == codes);
   }
 }

@@ -99,6 +99,7 @@ bool on_host(const StridedCopyArgs& a) { return on_host({a.a, a.y}); }
 bool on_host(const ReduceSumArgs& a) { return on_host({a.a, a.y}); }
 bool on_host(const PoolArgs& a) { return on_host({a.x, a.y, a.index}); }
 bool on_host(const PoolBackwardArgs& a) { return on_host({a.dy, a.dx, a.index}); }
+bool on_host(const AverageCodesArgs& a) { return on_host(a.epilogue) || on_host({a.x}); }
 bool on_host(const BatchNormStatsArgs& a) { return on_host({a.x, a.mean, a.var}); }
 bool on_host(const BatchNormArgs& a) { return on_host({a.x, a.mean, a.var, a.gamma, a.beta, a.y}); }
 bool on_host(const BatchNormBackwardArgs& a) { return on_host({a.x, a.dy, a.mean, a.var, a.gamma, a.beta, a.dx, a.dgamma, a.dbeta}); }
@@ -158,7 +159,7 @@ const Kernels& kernels() {
 #define DETENT_WRAP(name) t.name = Wrap<&Kernels::name>::call;
     DETENT_WRAP(fill) DETENT_WRAP(accumulate) DETENT_WRAP(scale) DETENT_WRAP(count_nonfinite) DETENT_WRAP(gather) DETENT_WRAP(conv2d) DETENT_WRAP(conv2d_backward_data)
     DETENT_WRAP(conv2d_backward_filter) DETENT_WRAP(gemm) DETENT_WRAP(pointwise) DETENT_WRAP(pointwise_backward) DETENT_WRAP(binary) DETENT_WRAP(strided_copy)
-    DETENT_WRAP(reduce_sum) DETENT_WRAP(max_pool) DETENT_WRAP(max_pool_backward) DETENT_WRAP(average_pool) DETENT_WRAP(average_pool_backward)
+    DETENT_WRAP(reduce_sum) DETENT_WRAP(max_pool) DETENT_WRAP(max_pool_backward) DETENT_WRAP(average_pool) DETENT_WRAP(average_pool_backward) DETENT_WRAP(average_codes)
     DETENT_WRAP(batch_norm_stats) DETENT_WRAP(batch_norm) DETENT_WRAP(batch_norm_backward) DETENT_WRAP(fake_quant) DETENT_WRAP(dequantize)
     DETENT_WRAP(fake_quant_backward) DETENT_WRAP(add) DETENT_WRAP(quantized_backward) DETENT_WRAP(range_grads) DETENT_WRAP(round_bias) DETENT_WRAP(min_max) DETENT_WRAP(histogram_acc)
     DETENT_WRAP(resize) DETENT_WRAP(resize_backward) DETENT_WRAP(softmax) DETENT_WRAP(softmax_backward) DETENT_WRAP(cross_entropy)

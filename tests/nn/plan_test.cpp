@@ -115,6 +115,21 @@ TEST_CASE("plan_equals_graph_resnet50_v1") { compare_networks(models::resnet50_v
 
 TEST_CASE("plan_equals_graph_mobilenet_v2") { compare_networks(models::mobilenet_v2_cifar10({.classes = 10, .image_size = 48}), {4, 48, 48, 3}, 10); }
 
+TEST_CASE("plan_equals_graph_every_value_on_a_grid") {
+  Graph g = small_network();
+  randomize(g, 3);
+  fold_batch_norms(g);
+  const Tensor x = random_tensor({3, 8, 8, 3}, 8), labels = class_labels(3, 4);
+  quant::QuantSim sim(g, {.scheme = quant::Scheme::range_learning_tf, .config = quant::default_config("integer")});
+  sim.compute_encodings([&] { g(x); });
+  REQUIRE(sim.find("pool"));
+  for (const Products products : {Products::integers, Products::floats}) {
+    g.set_products(products);
+    sim.learn();
+    compare_quantized(g, sim, x, labels);
+  }
+}
+
 TEST_CASE("integers_train_as_floats_do") {
   // A float sum may round past a tie that the integer one does not reach, and a gradient then passes or not: the deeper the network, the more follows from it.
   const auto compare = [](Graph g, const Shape& input, int64_t classes, double weights, double ranges) {

@@ -137,6 +137,25 @@ TEST_CASE("integer steps give the simulation's codes: MobileNetV2") {
   compare_network(folded(models::mobilenet_v2_cifar10({.classes = 10, .image_size = 32})), {2, 32, 32, 3}, default_config("integer"));
 }
 
+TEST_CASE("integer steps give the simulation's codes: an average pool on its input's grid, as ONNX Runtime's quantizer leaves it: a quarter of the averages are ties") {
+  Graph g;
+  const Value x = g.add<Conv2d>("conv", {g.input("input", {4, 4, 3})}, Conv2d::Options{.in = 3, .out = 256, .kernel_h = 3, .kernel_w = 3, .spec = {.stride = {2, 2}, .padding = {1, 1, 1, 1}}});
+  const Value p = g.add<AveragePool>("pool", {g.add<Activation>("relu", {x}, relu_op())}, PoolSpec{.kernel = {2, 2}, .stride = {2, 2}});
+  g.output(g.add<Dense>("fc", {g.add<Flatten>("flatten", {p})}, Dense::Options{.in = 256, .out = 3}));
+  randomize(g, 1);
+  const Tensor images = random_tensor({64, 4, 4, 3}, 2);
+  QuantSim sim(g, {.scheme = Scheme::range_learning_tf, .config = default_config("integer")});
+  sim.compute_encodings([&] { g(images); });
+  const Grid grid = sim.find("relu")->grids()[0];
+  sim.find("pool")->set_ranges({range_of(grid)});
+  REQUIRE(sim.find("pool")->grids()[0] == grid);
+  const Counts same = compare_steps(g, images);
+  CHECK(same.integer_steps == 4);
+  CHECK(same.differ == 0);
+  g.set_products(Products::floats);
+  CHECK(compare_steps(g, images).differ > 20);
+}
+
 TEST_CASE("integer execution of the trained ResNet-20 against its simulation") {
   DETENT_DATA_FILE(weights, "models/resnet20-cifar10.safetensors");
   DETENT_DATA_FILE(folder, "data/cifar10");
