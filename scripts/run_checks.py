@@ -187,14 +187,18 @@ def sanitized_build(name, sanitize, targets):
 def aarch64(tally):
     """The fast suite on 64-bit ARM: the scalar kernels, another float unit, other types of char."""
     build = ROOT / "build-aarch64"
-    code, output = 0, ""
-    if not (build / "build.ninja").exists():
-        shutil.rmtree(build, ignore_errors=True)
-        code, output = run("meson", "setup", build, "--cross-file", "scripts/aarch64.ini", "--buildtype=release", "-Dbench=disabled", "-Dcuda=disabled", "-Ddefault_library=shared")
-    if code == 0:
-        code, output = run("ninja", "-C", build, timeout=7200)
-    tally.command("aarch64: build", lambda: (code == 0, "built build-aarch64" if code == 0 else output))
-    if code == 0:
+
+    def compile():
+        code, output = 0, ""
+        if not (build / "build.ninja").exists():
+            shutil.rmtree(build, ignore_errors=True)
+            code, output = run("meson", "setup", build, "--cross-file", "scripts/aarch64.ini", "--buildtype=release", "-Dbench=disabled", "-Dcuda=disabled", "-Ddefault_library=shared")
+        if code == 0:
+            code, output = run("ninja", "-C", build, timeout=7200)
+        return code == 0, "built build-aarch64" if code == 0 else output
+
+    tally.command("aarch64: build", compile)
+    if not tally.failed:
         fast_suite(tally, build, "aarch64", {"DETENT_EXE_WRAPPER": shutil.which("qemu-aarch64-static")}, multiplier=20)
 
 

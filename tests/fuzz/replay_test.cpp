@@ -146,6 +146,12 @@ TEST_CASE("every_kind_of_error_is_given_for_the_input_that_is_named_after_it") {
   CHECK(inputs > 100);
 }
 
+// A text with its numbers taken out: measured ranges have other last digits where float sums have another order.
+static std::string without_numbers(std::string text) {
+  std::erase_if(text, [](char c) { return (c >= '0' && c <= '9') || c == '.' || c == '-' || c == '+' || c == 'e'; });
+  return text;
+}
+
 TEST_CASE("seeds_in_the_repository_are_what_this_version_writes") {
   for (const fuzz::Target& t : fuzz::targets()) {
     for (const auto& [name, bytes] : fuzz::seeds(t.name)) {
@@ -154,7 +160,12 @@ TEST_CASE("seeds_in_the_repository_are_what_this_version_writes") {
       const std::string path = std::string(DETENT_SOURCE_ROOT "/tests/fuzz/corpus/") + t.name + "/" + name;
       INFO(path, ": a format changed; is its version number too? Run make_seeds");
       REQUIRE(file_exists(path));
-      CHECK(read_file(path).size() == bytes.size());
+      const std::string stored = read_file(path);
+      if (name.ends_with(".json")) {
+        CHECK(without_numbers(stored) == without_numbers(bytes));
+      } else {
+        CHECK(stored.size() == bytes.size());
+      }
     }
   }
 }
