@@ -54,6 +54,7 @@ Tensor reuse(const Tensor& dy);
 struct Kept {
   Tensor x;
   Grid grid;
+  Tensor resident;
   ConvInput input() const;
 };
 Kept keep(const Var& x);
@@ -61,8 +62,8 @@ Kept keep(const Var& x);
 bool on_byte_grid(const Var& x);
 Kept codes_of(const Var& x);
 
-/// Grids in the memory of the device, where kernels read them; a copy, so that the backward pass sees the grid of its forward.
-Tensor placed(std::span<const Grid> grids, Device device);
+/// Grids in the memory of the device, where kernels read them: `resident` if defined, else a copy, so that the backward pass sees the grid of its forward.
+Tensor placed(std::span<const Grid> grids, const Tensor& resident, Device device);
 
 /// Gives the gradients of a learned range to the sink at inputs `at` and `at + 1`, as far as they are wanted. sums: scale sums, then clip sums, doubles in the
 /// memory of i64 [2, channels].
@@ -83,6 +84,7 @@ class ToGrid {
  private:
   Tensor codes_, residual_;
   Grid grid_;
+  Tensor resident_;
   GridSpec spec_;
   RangeGradient rule_;
   Tensor min_, max_;  // undefined: the range is not learned

@@ -179,16 +179,17 @@ enum class EmitCodes : bool { no, yes };
 
 /// x rounded to its grid (one Grid, or one for each channel of the view). Straight-through: dx = dy where x lies within the grid's range, bounds inclusive.
 /// With EmitCodes::yes and one grid within 0..255 the result is coded: bytes only, decoded when an op asks for the dense value.
-Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView& view, EmitCodes emit = EmitCodes::no);
+/// resident: Var::resident_grids of the result.
+Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView& view, EmitCodes emit = EmitCodes::no, const Tensor& resident = {});
 
 /// The same with a learned range: min and max are f32 [channels], from which the caller computed the grids by `spec`. dx = dy where the rounded value lies
 /// on the grid; the gradients of min and max follow range_grads_from_sums.
 Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<const Grid> grids, const ChannelView& view, const GridSpec& spec,
-                       RangeGradient rule = RangeGradient::aimet, EmitCodes emit = EmitCodes::no);
+                       RangeGradient rule = RangeGradient::aimet, EmitCodes emit = EmitCodes::no, const Tensor& resident = {});
 
-/// bias [n] as an integer target holds it: int32 on the grid input_scale * scale of the weights' grids (one, or one for each bias), back in float. The gradient
-/// passes straight through.
-Var round_bias(const Var& bias, float input_scale, std::span<const Grid> weight_grids);
+/// bias [n] as an integer target holds it: int32 on the grid s_x * s_w of what it is added to (x on one grid, w on one or on n), back in float; as it is where x or
+/// w lies on no grid. The gradient passes straight through.
+Var round_bias(const Var& bias, const Var& x, const Var& w);
 
 // ---- fused with quantization -------------------------------------------------------------------------------------------------------------------
 // What a Plan runs in place of several ops: one byte kept per element for the backward pass instead of two floats. Range gradients see the rounding residual in
@@ -206,11 +207,14 @@ struct GridTarget {
   RangeGradient rule = RangeGradient::aimet;
   Var min, max;
   Products products = Products::integers;
+  Tensor resident = {};  ///< Var::resident_grids of the result
 };
 /// quantize(clamp(conv2d(x, w) + bias)): a coded Var.
 Var conv2d_quantized(const Var& x, const Var& w, const Var* bias, const Conv2dSpec& spec, const GridTarget& target);
 /// quantize(clamp(dense(x, w) + bias)).
 Var dense_quantized(const Var& x, const Var& w, const Var* bias, const GridTarget& target, float lo = -kInfinity, float hi = kInfinity);
+/// global_average_pool(x) of a value on a byte grid: the exact sum of its codes times one factor; in float.
+Var global_average_pool_of_codes(const Var& x);
 /// quantize(global_average_pool(x)) from the exact sums of codes: x must lie on a byte grid; a coded Var.
 Var global_average_pool_quantized(const Var& x, const GridTarget& target);
 /// clamp(a + b) of equal shapes; dense or coded.

@@ -49,7 +49,7 @@ PlacedGrids weight_grids(const Var& w, Device device, const GridTarget* target) 
     if (g.zero_point != 0 || g.qmin < -kExact || g.qmax >= kExact) return p;
     magnitude = std::max({magnitude, -g.qmin, g.qmax + 1});
   }
-  p.memory = ops::placed(*w.grids(), device);
+  p.memory = ops::placed(*w.grids(), w.resident_grids(), device);
   p.per_channel = w.grids()->size() > 1;
   p.magnitude = magnitude;
   return p;

@@ -12,22 +12,24 @@ ConvInput Kept::input() const {
   if (x.dtype() == DType::u8) {
     in.codes = x.data<uint8_t>();
     in.grid = grid;
+    in.resident = grids_in(resident);
   } else {
     in.x = x.data<float>();
   }
   return in;
 }
 
-Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid} : Kept{x.dense(), {}}; }
+Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid, x.coded()->resident} : Kept{x.dense(), {}, {}}; }
 
-Tensor placed(std::span<const Grid> grids, Device device) {
+Tensor placed(std::span<const Grid> grids, const Tensor& resident, Device device) {
+  if (resident.defined()) return resident;
   Tensor t(Shape{static_cast<int64_t>(grids.size_bytes())}, DType::u8, device);
   backend(device).copy(t.raw(), device, grids.data(), Device{}, grids.size_bytes());
   return t;
 }
 
 ToGrid::ToGrid(const char* op, const Shape& shape, Device device, const GridTarget& t, bool keep_residual)
-    : codes_(shape, DType::u8, device), grid_(t.grid), spec_(t.spec), rule_(t.rule) {
+    : codes_(shape, DType::u8, device), grid_(t.grid), resident_(t.resident), spec_(t.spec), rule_(t.rule) {
   DETENT_CHECK(is_valid(t.grid) && t.grid.qmin >= 0 && t.grid.qmax <= 255, op, ": the grid with scale ", t.grid.scale, " and codes ", t.grid.qmin, "..", t.grid.qmax, " does not fit a byte");
   if (keep_residual) residual_ = Tensor(shape, DType::s8, device);
   if (t.min.defined()) {
@@ -61,18 +63,19 @@ void ToGrid::fill(Epilogue& e) const {
   Tensor codes = codes_, residual = residual_;
   e.quantize = true;
   e.grid = grid_;
+  e.resident = grids_in(resident_);
   e.codes = codes.data<uint8_t>();
   e.residual = residual.defined() ? residual.data<int8_t>() : nullptr;
   e.mask_on_value = !learned();
 }
 
-Var ToGrid::result() const { return Var(Coded{codes_, grid_}); }
+Var ToGrid::result() const { return Var(Coded{codes_, grid_, resident_}); }
 
 Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at, Tensor* column_sum) const {
   Tensor dx = reuse(dy);
   const int64_t c = dy.shape().rank() ? dy.shape()[-1] : 1;
   Tensor sums(Shape{2, 1}, DType::i64, dy.device());  // doubles in the memory of 64-bit integers
-  QuantizedBackwardArgs args{.rows = c ? dy.elements() / c : 0, .c = c, .codes = codes_.data<uint8_t>(), .residual = residual_.data<int8_t>(), .grid = grid_, .dy = dy.data<float>(), .dx = dx.data<float>()};
+  QuantizedBackwardArgs args{.rows = c ? dy.elements() / c : 0, .c = c, .codes = codes_.data<uint8_t>(), .residual = residual_.data<int8_t>(), .grid = grid_, .resident = grids_in(resident_), .dy = dy.data<float>(), .dx = dx.data<float>()};
   args.scale_sum = static_cast<double*>(sums.raw());
   args.clip_sum = args.scale_sum + 1;
   args.dbias = column_sum ? column_sum->data<float>() : nullptr;
@@ -88,7 +91,7 @@ namespace {
 Var fused_add(const char* op, const Var& a, const Var& b, float lo, float hi, const GridTarget* target) {
   const Device device = ops::check_args(op, {{"a", a}, {"b", b}});
   ops::check_shape(op, "b", b.shape(), a.shape());
-  const bool on_codes = target && ops::on_byte_grid(a) && ops::on_byte_grid(b) && absorbs_clamp(target->grid, lo, hi);
+  const bool on_codes = target && ops::on_byte_grid(a) && ops::on_byte_grid(b);  // the kernel adds codes where the target's grid absorbs the clamp
   const ops::Kept ka = on_codes ? ops::codes_of(a) : ops::keep(a), kb = on_codes ? ops::codes_of(b) : ops::keep(b);
   AddArgs args{.n = a.shape().elements(), .a = ka.input(), .b = kb.input(), .epilogue = {}};
   args.epilogue.clamp_min = lo;

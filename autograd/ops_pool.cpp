@@ -87,7 +87,7 @@ Var max_pool(const Var& x, const PoolSpec& spec) {
   if (codes) {
     Tensor q(to, DType::u8, device);
     codes->max_pool({.geometry = g, .x = x.coded()->codes.data<uint8_t>(), .y = q.data<uint8_t>()});
-    return Var(Coded{q, x.coded()->grid});
+    return Var(Coded{q, x.coded()->grid, x.coded()->resident});
   }
   Tensor y(to, DType::f32, device);
   const Tensor index = x.tracked() ? Tensor(to, DType::i32, device) : Tensor();
@@ -125,30 +125,53 @@ Var global_average_pool(const Var& x) {
   return average("global_average_pool", x, spec);
 }
 
+namespace {
+
+// The sums of codes through an epilogue.
+void average_codes(const char* op, const Var& x, const Epilogue& epilogue) {
+  const Shape& from = x.shape();
+  DETENT_CHECK(ops::on_byte_grid(x), op, ": x does not lie on one grid of bytes; quantize it or take global_average_pool");
+  const int64_t pixels = from[1] * from[2];
+  DETENT_CHECK(pixels <= kMaxAveragePixels, op, ": x ", from, " has ", pixels, " pixels, and an int32 sum of codes holds ", kMaxAveragePixels, "; take global_average_pool");
+  const ops::Kept codes = ops::codes_of(x);
+  ops::kernels(x.device()).average_codes(
+      {.n = from[0], .pixels = pixels, .c = from[3], .x = codes.x.data<uint8_t>(), .from = codes.grid, .resident = grids_in(codes.resident), .epilogue = epilogue});
+}
+
+Tensor global_average_backward(const Shape& from, const Tensor& dy) {
+  Tensor dx(from, DType::f32, dy.device());
+  PoolBackwardArgs back;
+  back.geometry = geometry_of(from, global_average_pool_shape(from), {.kernel = {from[1], from[2]}});
+  back.dy = dy.data<float>();
+  back.dx = dx.data<float>();
+  ops::kernels(dy.device()).average_pool_backward(back);
+  return dx;
+}
+
+}  // namespace
+
+Var global_average_pool_of_codes(const Var& x) {
+  constexpr const char* kOp = "global_average_pool_of_codes";
+  const Device device = ops::check_args(kOp, {{"x", x}});
+  Tensor y(global_average_pool_shape(x.shape()), DType::f32, device);
+  Epilogue epilogue;
+  epilogue.y = y.data<float>();
+  average_codes(kOp, x, epilogue);
+  return Tape::record(kOp, {x}, Var(std::move(y)), [from = x.shape()](const Tensor& dy, GradSink& sink) { sink.add(0, global_average_backward(from, dy)); });
+}
+
 Var global_average_pool_quantized(const Var& x, const GridTarget& target) {
   constexpr const char* kOp = "global_average_pool_quantized";
   const Device device = ops::check_args(kOp, {{"x", x}});
-  const Shape from = x.shape(), to = global_average_pool_shape(from);
-  DETENT_CHECK(ops::on_byte_grid(x), kOp, ": x does not lie on one grid of bytes; quantize it or take global_average_pool");
-  const int64_t pixels = from[1] * from[2];
-  DETENT_CHECK(pixels <= kMaxAveragePixels, kOp, ": x ", from, " has ", pixels, " pixels, and an int32 sum of codes holds ", kMaxAveragePixels, "; take global_average_pool");
-  const ops::ToGrid to_grid(kOp, to, device, target, x.tracked() || target.min.tracked());
-  const ops::Kept codes = ops::codes_of(x);
-  AverageCodesArgs args{.n = from[0], .pixels = pixels, .c = from[3], .x = codes.x.data<uint8_t>(), .from = codes.grid, .epilogue = {}};
-  to_grid.fill(args.epilogue);
-  ops::kernels(device).average_codes(args);
+  const ops::ToGrid to_grid(kOp, global_average_pool_shape(x.shape()), device, target, x.tracked() || target.min.tracked());
+  Epilogue epilogue;
+  to_grid.fill(epilogue);
+  average_codes(kOp, x, epilogue);
   std::vector<Var> inputs{x};
   if (to_grid.learned()) inputs.insert(inputs.end(), {target.min, target.max});
-  return Tape::record(kOp, inputs, to_grid.result(), [=](const Tensor& dy, GradSink& sink) {
+  return Tape::record(kOp, inputs, to_grid.result(), [to_grid, from = x.shape()](const Tensor& dy, GradSink& sink) {
     const Tensor d = to_grid.backward(dy, sink, 1);
-    if (!sink.needs(0)) return;
-    Tensor dx(from, DType::f32, device);
-    PoolBackwardArgs back;
-    back.geometry = geometry_of(from, to, {.kernel = {from[1], from[2]}});
-    back.dy = d.data<float>();
-    back.dx = dx.data<float>();
-    ops::kernels(device).average_pool_backward(back);
-    sink.add(0, std::move(dx));
+    if (sink.needs(0)) sink.add(0, global_average_backward(from, d));
   });
 }
 

@@ -3,8 +3,6 @@
 namespace detent {
 namespace {
 
-const Grid* grids_in(const Tensor& t) { return static_cast<const Grid*>(t.raw()); }
-
 void check_grids(const char* op, const Shape& x, std::span<const Grid> grids, const ChannelView& view) {
   DETENT_CHECK(view.channels >= 1 && view.outer * view.channels * view.inner == x.elements(), op, ": the view ", view.outer, "x", view.channels, "x", view.inner,
                " does not cover x ", x);
@@ -17,7 +15,7 @@ void check_grids(const char* op, const Shape& x, std::span<const Grid> grids, co
   }
 }
 
-Var quantized(const Tensor& x, std::span<const Grid> grids, const Tensor& placed, const ChannelView& view, EmitCodes emit) {
+Var quantized(const Tensor& x, std::span<const Grid> grids, const Tensor& placed, const ChannelView& view, EmitCodes emit, const Tensor& resident) {
   const Device device = x.device();
   const bool coded = emit == EmitCodes::yes && grids.size() == 1 && grids[0].qmin >= 0 && grids[0].qmax <= 255;
   FakeQuantArgs args;
@@ -31,7 +29,7 @@ Var quantized(const Tensor& x, std::span<const Grid> grids, const Tensor& placed
     args.y = out.data<float>();
   }
   ops::kernels(device).fake_quant(args);
-  return coded ? Var(Coded{out, grids[0]}) : Var(out);
+  return coded ? Var(Coded{out, grids[0], resident}) : Var(out);
 }
 
 }  // namespace
@@ -40,9 +38,8 @@ bool ops::on_byte_grid(const Var& x) { return x.grids() && x.grids()->size() == 
 
 ops::Kept ops::codes_of(const Var& x) {
   if (x.coded()) return keep(x);
-  const Tensor xt = x.dense(), placed = ops::placed(*x.grids(), xt.device());
-  const Var y = quantized(xt, *x.grids(), placed, {1, 1, xt.elements()}, EmitCodes::yes);
-  return keep(y);
+  const Tensor xt = x.dense(), placed = ops::placed(*x.grids(), x.resident_grids(), xt.device());
+  return keep(quantized(xt, *x.grids(), placed, {1, 1, xt.elements()}, EmitCodes::yes, x.resident_grids()));
 }
 
 ChannelView channel_view(const Shape& shape, int axis) {
@@ -55,11 +52,11 @@ ChannelView channel_view(const Shape& shape, int axis) {
   return v;
 }
 
-Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView& view, EmitCodes emit) {
+Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView& view, EmitCodes emit, const Tensor& resident) {
   const Device device = ops::check_args("fake_quant_ste", {{"x", x}});
   check_grids("fake_quant_ste", x.shape(), grids, view);
-  const Tensor xt = x.dense(), placed = ops::placed(grids, device);
-  return Tape::record("fake_quant_ste", {x}, quantized(xt, grids, placed, view, emit), [=](const Tensor& dy, GradSink& sink) {
+  const Tensor xt = x.dense(), placed = ops::placed(grids, resident, device);
+  return Tape::record("fake_quant_ste", {x}, quantized(xt, grids, placed, view, emit, resident), [=](const Tensor& dy, GradSink& sink) {
     Tensor dx(xt.shape(), DType::f32, device);
     FakeQuantBackwardArgs args;
     args.view = view;
@@ -74,13 +71,13 @@ Var fake_quant_ste(const Var& x, std::span<const Grid> grids, const ChannelView&
 }
 
 Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<const Grid> grids, const ChannelView& view, const GridSpec& spec, RangeGradient rule,
-                       EmitCodes emit) {
+                       EmitCodes emit, const Tensor& resident) {
   const Device device = ops::check_args("fake_quant_learned", {{"x", x}, {"min", min}, {"max", max}});
   check_grids("fake_quant_learned", x.shape(), grids, view);
   ops::check_shape("fake_quant_learned", "min", min.shape(), Shape{view.channels});
   ops::check_shape("fake_quant_learned", "max", max.shape(), Shape{view.channels});
-  const Tensor xt = x.dense(), placed = ops::placed(grids, device);
-  Var y = quantized(xt, grids, placed, view, emit);
+  const Tensor xt = x.dense(), placed = ops::placed(grids, resident, device);
+  Var y = quantized(xt, grids, placed, view, emit, resident);
   if (!x.tracked() && !min.tracked() && !max.tracked()) return y;
 
   const Tensor lo = min.dense(), hi = max.dense();
@@ -109,14 +106,15 @@ Var fake_quant_learned(const Var& x, const Var& min, const Var& max, std::span<c
   });
 }
 
-Var round_bias(const Var& bias, float input_scale, std::span<const Grid> weight_grids) {
+Var round_bias(const Var& bias, const Var& x, const Var& w) {
+  if (!x.grids() || !w.grids() || x.grids()->size() != 1) return bias;
   const Device device = ops::check_args("round_bias", {{"bias", bias}});
   ops::check_rank("round_bias", "bias", bias.shape(), 1);
-  const int64_t n = bias.shape()[0], grids = static_cast<int64_t>(weight_grids.size());
+  const int64_t n = bias.shape()[0], grids = static_cast<int64_t>(w.grids()->size());
   DETENT_CHECK(grids == 1 || grids == n, "round_bias: ", grids, " grids of weights for ", n, " biases");
-  const Tensor b = bias.dense(), in_place = ops::placed(weight_grids, device);
+  const Tensor b = bias.dense(), in_place = ops::placed(*w.grids(), w.resident_grids(), device);
   Tensor y(bias.shape(), DType::f32, device);
-  ops::kernels(device).round_bias({.n = n, .b = b.data<float>(), .input_scale = input_scale, .grids = grids_in(in_place), .per_channel = grids > 1, .y = y.data<float>()});
+  ops::kernels(device).round_bias({.n = n, .b = b.data<float>(), .input = x.grids()->front(), .resident = grids_in(x.resident_grids()), .grids = grids_in(in_place), .per_channel = grids > 1, .y = y.data<float>()});
   return Tape::record("round_bias", {bias}, Var(std::move(y)), [](const Tensor& dy, GradSink& sink) { sink.add(0, dy); });
 }
 

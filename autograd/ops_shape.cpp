@@ -41,7 +41,7 @@ Window resolve(const Shape& x, const SliceSpec& spec) {
 
 // Ops that only move elements move codes where there are some.
 Tensor movable(const Var& x) { return x.coded() ? x.coded()->codes : x.dense(); }
-Var moved(const Var& x, Tensor y) { return x.coded() ? Var(Coded{std::move(y), x.coded()->grid}) : Var(std::move(y)); }
+Var moved(const Var& x, Tensor y) { return x.coded() ? Var(Coded{std::move(y), x.coded()->grid, x.coded()->resident}) : Var(std::move(y)); }
 
 bool share_grid(std::span<const Var> xs) {
   return std::all_of(xs.begin(), xs.end(), [&](const Var& x) { return x.coded() && x.coded()->grid == xs[0].coded()->grid; });
@@ -168,7 +168,7 @@ Var to_device(const Var& x, Device device) {
 
 Var reshape(const Var& x, const Shape& shape) {
   ops::check_args("reshape", {{"x", x}});
-  Var y = x.coded() ? Var(Coded{x.coded()->codes.reshape(shape), x.coded()->grid}) : Var(x.dense().reshape(shape));
+  Var y = x.coded() ? Var(Coded{x.coded()->codes.reshape(shape), x.coded()->grid, x.coded()->resident}) : Var(x.dense().reshape(shape));
   return Tape::record("reshape", {x}, std::move(y), [from = x.shape()](const Tensor& dy, GradSink& sink) { sink.add(0, dy.reshape(from)); });
 }
 

@@ -11,12 +11,12 @@ thread_local uint64_t active_id = 0;
 std::atomic<uint64_t> next_id{1};
 }  // namespace
 
-Var::Var(Coded coded) : coded_(std::make_shared<const Coded>(std::move(coded))), shape_(coded_->codes.shape()) { set_grids({coded_->grid}); }
+Var::Var(Coded coded) : coded_(std::make_shared<const Coded>(std::move(coded))), shape_(coded_->codes.shape()) { set_grids({coded_->grid}, coded_->resident); }
 
 const Tensor& Var::dense() const {
   if (!value_.defined() && coded_) {
     Tensor y(shape_, DType::f32, coded_->codes.device());
-    backend(y.device()).kernels().dequantize({coded_->codes.data<uint8_t>(), coded_->grid, y.data<float>(), y.elements()});
+    backend(y.device()).kernels().dequantize({coded_->codes.data<uint8_t>(), coded_->grid, grids_in(coded_->resident), y.data<float>(), y.elements()});
     value_ = y;
   }
   DETENT_CHECK(value_.defined(), "var: an undefined value was used");

@@ -22,6 +22,7 @@ struct Leaf {
 struct Coded {
   Tensor codes;  // u8
   Grid grid;
+  Tensor resident = {};  // the grid in device memory, or undefined (Var::resident_grids)
 };
 
 class Var {
@@ -44,8 +45,16 @@ class Var {
   const Coded* coded() const { return coded_.get(); }
   /// The grids that the value lies on (one, or one per channel), or null: set by fake-quant ops, kept by ops that only move elements.
   const std::vector<Grid>* grids() const { return grids_.get(); }
-  void set_grids(std::vector<Grid> grids) { grids_ = std::make_shared<const std::vector<Grid>>(std::move(grids)); }
-  void inherit_grids(const Var& other) { grids_ = other.grids_; }
+  /// The same grids as bytes in the device's memory, when kernels are to read them there: in work that is recorded and replayed with other grids. Else undefined.
+  const Tensor& resident_grids() const { return resident_; }
+  void set_grids(std::vector<Grid> grids, Tensor resident = {}) {
+    grids_ = std::make_shared<const std::vector<Grid>>(std::move(grids));
+    resident_ = std::move(resident);
+  }
+  void inherit_grids(const Var& other) {
+    grids_ = other.grids_;
+    resident_ = other.resident_;
+  }
   /// True when a gradient is wanted: the Var has a slot on the active tape.
   bool tracked() const;
 
@@ -54,9 +63,13 @@ class Var {
   mutable Tensor value_;
   std::shared_ptr<const Coded> coded_;
   std::shared_ptr<const std::vector<Grid>> grids_;
+  Tensor resident_;
   Shape shape_;
   int32_t slot_ = -1;
   uint64_t tape_ = 0;
 };
+
+/// Grids in memory of bytes; null when it is undefined.
+inline const Grid* grids_in(const Tensor& t) { return t.defined() ? static_cast<const Grid*>(t.raw()) : nullptr; }
 
 }  // namespace detent

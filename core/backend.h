@@ -1,6 +1,7 @@
 // The kernel table: one plain struct of function pointers per backend. Arguments are PODs over device memory.
 // The op layer infers shapes, validates and allocates; kernels only fill, check nothing and throw nothing (a name ending in _acc accumulates).
 // Pointers are to memory of the device but for those said to be the host's, which may change as soon as the kernel returns.
+// A Grid is given by value. Beside it stands `resident`: in work that is recorded and replayed with other grids, where the device finds the present one; else null.
 // Images are [n,h,w,c]; conv weights [k,r,s,c/groups]; matrices are row-major. Kernels are called from any thread.
 #pragma once
 
@@ -28,6 +29,7 @@ struct Epilogue {
   float clamp_max = std::numeric_limits<float>::infinity();  // NaN passes through the clamp
   bool quantize = false;
   Grid grid;                    // per tensor
+  const Grid* resident = nullptr;
   float* y = nullptr;           // dense result; after quantization dequantize(q). May be null when codes are asked for
   uint8_t* codes = nullptr;     // q as a byte (qmin >= 0, qmax <= 255), or null
   int8_t* residual = nullptr;   // for the backward pass, or null: residual_byte of quant_math.h
@@ -39,6 +41,7 @@ struct ConvInput {
   const float* x = nullptr;
   const uint8_t* codes = nullptr;
   Grid grid;
+  const Grid* resident = nullptr;
 };
 
 /// The grids that a convolution's weights lie on, when they do: w = dequantize(q), zero point 0, -magnitude <= q < magnitude. A backend may then multiply the integers q
@@ -143,11 +146,12 @@ struct PoolArgs {
 };
 
 /// The epilogue's codes and residual [n,c], of the mean over all pixels of codes x [n,pixels,c] on the grid `from`: their exact sums, by QLinearGlobalAveragePool's
-/// formula. The epilogue has neither scale, bias, addend, clamp nor y; pixels <= kMaxAveragePixels.
+/// formula; or, where the epilogue does not quantize, y: the sums times one factor. It has neither scale, bias, addend nor clamp; pixels <= kMaxAveragePixels.
 struct AverageCodesArgs {
   int64_t n = 0, pixels = 0, c = 0;
   const uint8_t* x = nullptr;
   Grid from;
+  const Grid* resident = nullptr;  // of `from`
   Epilogue epilogue;
 };
 
@@ -218,6 +222,7 @@ struct FakeQuantArgs {
 struct DequantizeArgs {
   const uint8_t* codes = nullptr;
   Grid grid;
+  const Grid* resident = nullptr;
   float* y = nullptr;
   int64_t n = 0;
 };
@@ -236,6 +241,7 @@ struct QuantizedBackwardArgs {
   const uint8_t* codes = nullptr;
   const int8_t* residual = nullptr;
   Grid grid;
+  const Grid* resident = nullptr;
   const float* dy = nullptr;
   float* dx = nullptr;           // may be dy
   float* dbias = nullptr;        // [c] or null
@@ -256,11 +262,12 @@ struct RangeGradsArgs {
   float* dmax = nullptr;
 };
 
-/// y[k] = round_to_accumulator_grid(b[k], input_scale, the scale of grids[k], or of the only one).
+/// y[k] = round_to_accumulator_grid(b[k], the scale of input, the scale of grids[k], or of the only one).
 struct RoundBiasArgs {
   int64_t n = 0;
   const float* b = nullptr;
-  float input_scale = 1.0f;
+  Grid input;
+  const Grid* resident = nullptr;  // of `input`
   const Grid* grids = nullptr;
   bool per_channel = false;
   float* y = nullptr;
@@ -453,6 +460,7 @@ class Backend {
 
   /// Recording of what this thread gives the device, to be run again as one. Memory that is allocated meanwhile stays the recording's own.
   virtual bool records() const { return false; }
+  virtual bool recording() const { return false; }
   virtual void begin_recording();
   /// `keep`: false drops what was recorded and returns null. Throws Error when the device refuses.
   virtual void* end_recording(bool keep);

@@ -87,10 +87,12 @@ void DeviceBackend::begin_recording() {
     allocator_.drop_pool(open_pool_);
     check(message);
   }
+  recording_ = true;
 }
 
 void* DeviceBackend::end_recording(bool keep) {
   void* graph = nullptr;
+  recording_ = false;
   const char* message = module_.end_capture(device_.index, &graph);
   allocator_.end_pool();
   if (keep && graph) return new Recording{graph, open_pool_};

@@ -1,6 +1,7 @@
 // The Backend over a DeviceModule: caching allocator, copies, errors as exceptions. Internal to core/; tests give it a module of their own. Thread-safe as Backend.
 #pragma once
 
+#include <atomic>
 #include <string>
 
 #include "detent/core/backend.h"
@@ -28,6 +29,7 @@ class DeviceBackend final : public Backend {
   void finish_upload() override;
   bool upload_done() override;
   bool records() const override { return true; }
+  bool recording() const override { return recording_; }
   void begin_recording() override;
   void* end_recording(bool keep) override;
   void replay(void* recording) override;
@@ -42,6 +44,7 @@ class DeviceBackend final : public Backend {
   std::string description_;
   CachingAllocator allocator_;
   int64_t open_pool_ = 0;
+  std::atomic<bool> recording_ = false;
 };
 
 }  // namespace detent

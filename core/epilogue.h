@@ -13,6 +13,24 @@ struct EpilogueResult {
   int8_t residual = 0;
 };
 
+/// With the grids of this moment by value.
+DETENT_HD Epilogue settled(Epilogue e) {
+  e.grid = present(e.grid, e.resident);
+  return e;
+}
+DETENT_HD ConvInput settled(ConvInput in) {
+  in.grid = present(in.grid, in.resident);
+  return in;
+}
+
+/// The scale of codes that a sum was formed of as they are; 1 for floats.
+struct InputFactor {
+  float value = 1.0f;
+  const Grid* resident = nullptr;
+  DETENT_HD float get() const { return resident ? resident->scale : value; }
+};
+inline InputFactor input_factor(const ConvInput& in) { return in.x ? InputFactor{} : InputFactor{in.grid.scale, in.resident}; }
+
 /// The part of the epilogue that needs to know the channel and the place of a sum.
 DETENT_HD float biased(const Epilogue& e, float v, int64_t channel, int64_t i) {
   const float bias = e.bias ? e.bias[channel] : 0.0f;

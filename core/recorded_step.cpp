@@ -56,10 +56,9 @@ std::vector<Tensor> RecordedStep::record(Entry& e, const std::vector<Tensor>& in
     backend_.replay(e.recording);  // recording ran nothing
     return e.results;
   }
-  e.refused = true;
   e.inputs.clear();
   e.results.clear();
-  refusal_ = why;
+  refusal_ = e.refusal = why;
   std::vector<Tensor> on_device;
   for (const Tensor& t : inputs) on_device.push_back(t.to(device_));
   return work(on_device);
@@ -78,8 +77,8 @@ std::vector<Tensor> RecordedStep::run(const std::string& key, const std::vector<
       return e.results;
     }
     // The first run is a plain one: what is made once (libraries, tables, state) is made then.
-    if (e.seen && !e.refused) return record(e, inputs, work);
-    if (e.refused) refusal_ = "it was refused before";
+    if (e.seen && e.refusal.empty()) return record(e, inputs, work);
+    refusal_ = e.refusal;
     e.seen = true;
   }
   std::vector<Tensor> on_device;

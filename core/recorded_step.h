@@ -34,7 +34,8 @@ class RecordedStep {
 
  private:
   struct Entry {
-    bool seen = false, refused = false;
+    bool seen = false;
+    std::string refusal;
     void* recording = nullptr;
     std::vector<Tensor> inputs, results;
   };

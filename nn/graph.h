@@ -117,10 +117,11 @@ class Graph {
   std::vector<std::pair<std::string, Tensor*>> state();
   void visit(Visitor& visitor, bool with_transforms = true);
   int64_t parameter_count();
+  /// Those in the slots of values and parameters, each once.
+  std::vector<Transform*> transforms();
 
  private:
   std::vector<Var> run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted);
-  std::vector<Transform*> transforms();
   void remove_node(int node);
   bool training() const;
 

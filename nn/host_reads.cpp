@@ -7,7 +7,7 @@
 namespace detent::nn {
 
 HostReads::HostReads(std::span<Transform* const> transforms, Device device) {
-  if (device.type == DeviceType::cpu) return;
+  if (device.type == DeviceType::cpu || backend(device).recording()) return;
   std::vector<Tensor> tensors;
   std::vector<FloatSpan> spans;
   std::vector<int64_t> sizes;

@@ -9,7 +9,7 @@ namespace detent::nn {
 
 class HostReads {
  public:
-  /// On the host itself nothing needs to be gathered.
+  /// On the host itself nothing needs to be gathered; work that is being recorded cannot read.
   HostReads(std::span<Transform* const> transforms, Device device);
   ~HostReads();
   HostReads(const HostReads&) = delete;

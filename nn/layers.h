@@ -280,10 +280,6 @@ class Softmax final : public Module {
   Var forward(const Context& context, std::span<const Var> inputs) override;
 };
 
-/// An integer target keeps a bias as int32 on the grid s_x * s_w[k] (ONNX QLinearConv). When x and w lie on grids the float path rounds it the same way; the
-/// gradient passes straight through.
-Var on_accumulator_grid(const Var& bias, const Var& x, const Var& w);
-
 class Graph;
 struct InitOptions {
   uint64_t seed = 0;

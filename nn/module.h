@@ -33,6 +33,10 @@ class Transform {
   }
   /// The grids that apply() puts values on as things are, one or one per channel; null: it puts them on none.
   virtual const std::vector<Grid>* active_grids() { return nullptr; }
+  /// Those of them that a training step finds and leaves as they are, null when they are made in it. Takes over what the optimizer wrote.
+  virtual const std::vector<Grid>* step_grids() { return nullptr; }
+  /// Where work that is being recorded reads step_grids() (as bytes in its device's memory); until the next call.
+  virtual void set_resident_grids(Tensor grids) { (void)grids; }
   /// Why there are none though there should be (not calibrated, switched off), or "".
   virtual std::string missing_grids() const { return {}; }
   /// Why the network cannot be judged or trained now (calibration is under way), or "".

@@ -56,7 +56,7 @@ Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var&
     o.bias = Var(a.shift);
     o.has_bias = true;
   } else if (bias) {
-    o.bias = on_accumulator_grid(bias->var(context), x, o.weight);
+    o.bias = round_bias(bias->var(context), x, o.weight);
     o.has_bias = true;
   }
   return o;

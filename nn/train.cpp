@@ -8,6 +8,7 @@
 #include "detent/autograd/ops.h"
 #include "detent/autograd/profile.h"
 #include "detent/nn/passes/reestimate_batch_norm.h"
+#include "detent/nn/resident_grids.h"
 
 namespace detent::nn {
 namespace {
@@ -29,7 +30,9 @@ bool finite(const Tensor& t) { return first_nonfinite({&t, 1}) < 0; }
 
 }  // namespace
 
-Trainer::Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule) : graph_(graph), optimizer_(optimizer), schedule_(schedule), parameters_(graph.parameters()), recorded_(graph.device()) {}
+Trainer::Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule) : graph_(graph), optimizer_(optimizer), schedule_(schedule), parameters_(graph.parameters()), recorded_(graph.device()), resident_grids_(std::make_unique<ResidentGrids>()) {}
+
+Trainer::~Trainer() = default;
 
 void Trainer::forget_recordings() { recorded_.forget(); }
 
@@ -46,7 +49,8 @@ std::vector<Tensor> Trainer::forward_backward(const Tensor& images, const Tensor
 std::vector<Tensor> Trainer::recorded_forward_backward(const Tensor& images, const Tensor& labels) {
   check_labels("training", labels, graph_.value(graph_.scores()).shape[-1]);
   const bool frozen = freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after;
-  return recorded_.run(text(label_smoothing, frozen ? " frozen batch norm" : ""), {images, labels}, [this](const std::vector<Tensor>& in) { return forward_backward(in[0], in[1]); });
+  const std::string grids = resident_grids_->update(graph_.transforms(), graph_.device());
+  return recorded_.run(text(label_smoothing, frozen ? " frozen batch norm" : "", grids), {images, labels}, [this](const std::vector<Tensor>& in) { return forward_backward(in[0], in[1]); });
 }
 
 StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
@@ -56,7 +60,7 @@ StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   info.images = images.dim(0);
   info.learning_rate = schedule_.at(step_);
   if (freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after) set_batch_norm_frozen(graph_, true);
-  const std::vector<Tensor> results = record ? recorded_forward_backward(images, labels) : forward_backward(images, labels);
+  const std::vector<Tensor> results = record && graph_.execution() == Graph::Execution::planned ? recorded_forward_backward(images, labels) : forward_backward(images, labels);
   info.loss = results[0].item();
   if (!std::isfinite(info.loss)) {
     const NoGrad no_grad;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -35,18 +36,22 @@ struct StepInfo {
   int64_t images = 0;
 };
 
+class ResidentGrids;
+
 /// One step: forward, loss, backward, update. A NaN or infinite loss or gradient is an Error that names the first layer with one; weights are then unchanged.
 class Trainer {
  public:
   Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule);
+  ~Trainer();
   /// images [n,h,w,c], labels i64 [n].
   StepInfo step(const Tensor& images, const Tensor& labels);
   int64_t steps_done() const { return step_; }
   /// Continues a schedule that was interrupted after this many steps.
   void set_steps_done(int64_t steps) { step_ = steps; }
   float label_smoothing = 0.0f;
-  /// Where the device can: forward and backward are recorded per shape and replayed (a CUDA graph). Quantizers that learn or encode anew at each step read
-  /// values on the host, and run step by step as before. After a change to the graph between two steps call forget_recordings().
+  /// Where the device can: forward and backward are recorded per shape and replayed (a CUDA graph). Learned ranges become grids on the host before each replay.
+  /// Quantizers that encode weights anew at each step read them there, and run step by step as before; so does what is executed node by node. After a change to the
+  /// graph between two steps call forget_recordings().
   bool record = false;
   void forget_recordings();
   const RecordedStep& recorded() const { return recorded_; }
@@ -61,6 +66,7 @@ class Trainer {
   Schedule schedule_;
   std::vector<Parameter*> parameters_;
   RecordedStep recorded_;
+  std::unique_ptr<ResidentGrids> resident_grids_;
   int64_t step_ = 0;
 };
 

@@ -248,8 +248,9 @@ Range Quantizer::gated(Range r, const Range& before) const {
   return {std::min(r.min, 0.0), std::max(r.max, 0.0)};
 }
 
-// Takes over the bounds the optimizer wrote: gates them and derives the grids, once a step.
+// Takes over the bounds the optimizer wrote: gates them and derives the grids, once a step. Recorded work finds that done (step_grids).
 void Quantizer::refresh() {
+  if (backend(min_.value.device()).recording()) return;
   std::vector<float> lo, hi;
   if (delivered_.empty()) {
     lo = min_.value.to_vector<float>();
@@ -342,15 +343,15 @@ Var Quantizer::apply(const nn::Context&, const Var& x) {
   if (x.grids() && *x.grids() == grids_) return x;  // already there: a tied quantizer, or a value that was only moved
   Var y;
   if (state_ == QuantizerState::frozen) {
-    y = fake_quant_ste(x, grids_, view(x.shape()));
+    y = fake_quant_ste(x, grids_, view(x.shape()), EmitCodes::no, resident(x.device()));
   } else {
     follow_device(x.device());
     refresh();
     const ChannelView v = view(x.shape());
     const int64_t each = x.shape().elements() / v.channels;
-    y = fake_quant_learned(x, learned_bound(min_, each), learned_bound(max_, each), grids_, v, spec_.grid, range_gradient());
+    y = fake_quant_learned(x, learned_bound(min_, each), learned_bound(max_, each), grids_, v, spec_.grid, range_gradient(), EmitCodes::no, resident(x.device()));
   }
-  y.set_grids(grids_);
+  y.set_grids(grids_, resident(x.device()));
   return y;
 }
 
@@ -376,7 +377,7 @@ std::optional<GridTarget> Quantizer::grid_target(int64_t elements, Device device
   if (state_ == QuantizerState::learning) follow_device(device);
   const Grid g = grids().front();
   if (grids_.size() != 1 || g.qmin < 0 || g.qmax > 255) return std::nullopt;
-  GridTarget t{.grid = g, .spec = spec_.grid, .rule = range_gradient(), .min = {}, .max = {}};
+  GridTarget t{.grid = g, .spec = spec_.grid, .rule = range_gradient(), .min = {}, .max = {}, .resident = resident(device)};
   if (state_ == QuantizerState::learning) {
     t.min = learned_bound(min_, elements);
     t.max = learned_bound(max_, elements);
@@ -387,6 +388,15 @@ std::optional<GridTarget> Quantizer::grid_target(int64_t elements, Device device
 const std::vector<Grid>* Quantizer::active_grids() {
   const bool acts = state_ == QuantizerState::frozen || state_ == QuantizerState::learning;
   return acts && !is_float() ? &grids() : nullptr;
+}
+
+const std::vector<Grid>* Quantizer::step_grids() { return encodes_anew() ? nullptr : active_grids(); }
+
+Tensor Quantizer::resident(Device device) const {
+  if (!backend(device).recording()) return {};
+  DETENT_CHECK(resident_.defined() && resident_.device() == device && resident_.bytes() == std::ssize(grids_) * static_cast<int64_t>(sizeof(Grid)), "quantizer \"", name_,
+               "\": its grids are not in the device's memory, and work that is replayed needs them there");
+  return resident_;
 }
 
 std::string Quantizer::missing_grids() const {

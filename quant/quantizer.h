@@ -47,6 +47,8 @@ class Quantizer final : public nn::Transform {
   /// Per tensor, within a byte, frozen or learning; under RangeRule::aimet nothing, as its gradients are exact.
   std::optional<GridTarget> grid_target(int64_t elements, Device device) override;
   const std::vector<Grid>* active_grids() override;
+  const std::vector<Grid>* step_grids() override;
+  void set_resident_grids(Tensor grids) override { resident_ = std::move(grids); }
   std::string missing_grids() const override;
   std::vector<Tensor> host_reads() override;
   void deliver(std::span<const float> values) override { delivered_.assign(values.begin(), values.end()); }
@@ -110,6 +112,7 @@ class Quantizer final : public nn::Transform {
   ChannelView view(const Shape& shape) const;
   Var learned_bound(nn::Parameter& bound, int64_t elements) const;
   RangeGradient range_gradient() const;
+  Tensor resident(Device device) const;
 
   std::string name_;
   QuantizerSpec spec_;
@@ -120,6 +123,7 @@ class Quantizer final : public nn::Transform {
   std::vector<Range> good_;     // the gated bounds that grids_ was computed from
   std::vector<Range> initial_;  // what calibration gave: the scale of the smallest allowed width
   std::vector<Grid> grids_;
+  Tensor resident_;             // the same where recorded work reads them
   std::vector<double> least_scale_;  // of require_scales
   const nn::Parameter* followed_ = nullptr;
   uint64_t encoded_ = 0;  // fingerprint of the values last encoded

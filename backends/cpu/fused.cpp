@@ -94,7 +94,7 @@ void range_grads(const RangeGradsArgs& a) {
 }
 
 void round_bias(const RoundBiasArgs& a) {
-  for (int64_t k = 0; k < a.n; ++k) a.y[k] = round_to_accumulator_grid(a.b[k], a.input_scale, a.grids[a.per_channel ? k : 0].scale);
+  for (int64_t k = 0; k < a.n; ++k) a.y[k] = round_to_accumulator_grid(a.b[k], a.input.scale, a.grids[a.per_channel ? k : 0].scale);
 }
 
 }  // namespace detent::cpu

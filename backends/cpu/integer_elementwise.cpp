@@ -41,6 +41,10 @@ void integer_average(const IntegerEngine& e, const AverageCodesArgs& a) {
       const int64_t image = i / blocks, c0 = i % blocks * kChannels, n = std::min(kChannels, a.c - c0);
       int32_t sum[kChannels] = {};
       e.rows->add_rows(a.x + image * a.pixels * a.c + c0, a.c, a.pixels, n, sum);
+      if (!to.quantize) {
+        for (int64_t j = 0; j < n; ++j) to.y[image * a.c + c0 + j] = static_cast<float>(sum[j] - zeros) * scale.value;
+        continue;
+      }
       e.rows->requantize(sum, zeros, scale.multiplier, to.grid, to.codes + image * a.c + c0, n);
       if (!to.residual) continue;
       for (int64_t j = 0; j < n; ++j) to.residual[image * a.c + c0 + j] = residual_of_sum(sum[j] - zeros, scale, clamp, to.grid, to.mask_on_value);

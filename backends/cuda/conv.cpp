@@ -49,12 +49,12 @@ struct ExactWeights {
 struct SumSplits {
   const float* partial;
   int64_t n, splits;
-  float alpha;
+  InputFactor alpha;
   float* out;
   DETENT_HD void operator()(int64_t i) const {
     float sum = partial[i];
     for (int64_t s = 1; s < splits; ++s) sum += partial[s * n + i];
-    out[i] = alpha * sum;
+    out[i] = alpha.get() * sum;
   }
 };
 
@@ -118,6 +118,7 @@ static void forward(const ConvOptions& o, const Conv2dArgs& a) {
   x.x = a.input.x;
   x.codes = a.input.x ? nullptr : a.input.codes;
   x.zero_point = a.input.grid.zero_point;
+  x.resident = a.input.x ? nullptr : a.input.resident;
   x.vector = reads_vectors(x, depth, 4);
   MatrixOperand w;
   w.p = exact.used ? exact.q.get() : a.w;
@@ -130,7 +131,7 @@ static void forward(const ConvOptions& o, const Conv2dArgs& a) {
   store.place = output_place(gather, g.k, columns);
   store.place.vector = writes_four(a.epilogue, g.k) && columns % 4 == 0;
   store.epilogue = a.epilogue;
-  store.alpha = a.input.x ? 1.0f : a.input.grid.scale;
+  store.alpha = input_factor(a.input);
   store.channel_scale = exact.used ? exact.scale.get() : nullptr;
   TileCut cut;
   cut.rows = gather.pixels(), cut.columns = columns, cut.groups = g.groups, cut.sum = sum;
@@ -205,14 +206,15 @@ void conv2d_backward_filter(const ConvOptions& o, const Conv2dBackwardFilterArgs
   x.x = a.input.x;
   x.codes = a.input.x ? nullptr : a.input.codes;
   x.zero_point = a.input.grid.zero_point;
+  x.resident = a.input.x ? nullptr : a.input.resident;
   x.vector = reads_vectors(x, depth, 4);
   const SplitSum split = select_split(rows, columns, g.groups, pixels);
   const int64_t n = g.k * columns;
   const Scratch<float> partial(split.splits > 1 ? split.splits * n : 0);
-  const float alpha = a.input.x ? 1.0f : a.input.grid.scale;
+  const InputFactor alpha = input_factor(a.input);
   FloatStore store;
   store.epilogue.y = split.splits > 1 ? partial.get() : a.dw;
-  store.alpha = split.splits > 1 ? 1.0f : alpha;
+  store.alpha = split.splits > 1 ? InputFactor{} : alpha;
   store.place.rows = static_cast<int32_t>(rows), store.place.columns = static_cast<int32_t>(columns);
   store.place.pitch = columns, store.place.group_stride = rows * columns, store.place.split_stride = n;
   store.place.vector = writes_four(store.epilogue, columns);

@@ -120,6 +120,7 @@ struct IntegerWeights {
   int64_t pitch;
   const int32_t* offset;
   const AccumulatorScale* scale;
+  const IntegerBounds* bounds;
 };
 void direct_forward(const Conv2dArgs&, const IntegerWeights* integer);
 void direct_backward_data(const Conv2dBackwardDataArgs&);

@@ -6,9 +6,7 @@
 namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
-DETENT_HD float input_at(const ConvInput& in, int64_t i) {
-  return in.x ? in.x[i] : static_cast<float>(static_cast<int32_t>(in.codes[i]) - in.grid.zero_point);
-}
+DETENT_HD float input_at(const ConvInput& in, int32_t zero, int64_t i) { return in.x ? in.x[i] : static_cast<float>(static_cast<int32_t>(in.codes[i]) - zero); }
 
 // Divisions of 64 bits cost more than the memory these kernels wait for; most need 32.
 DETENT_HD int64_t divide(int64_t a, int64_t b) {
@@ -43,13 +41,15 @@ struct Forward {
   Epilogue epilogue;
   DETENT_HD void operator()(int64_t i) const {
     const int64_t p = divide(i, g.k), k = i - p * g.k, cg = divide(g.c, g.groups), c0 = divide(k, divide(g.k, g.groups)) * cg;
+    const Grid from = present(input.grid, input.resident);
     float sum = 0.0f;
     for_taps(g, spot(p, g.oh, g.ow), [&](int64_t r, int64_t s, int64_t q) {
       const float* const row = w + ((k * g.r + r) * g.s + s) * cg;
-      for (int64_t c = 0; c < cg; ++c) sum = fmaf(input_at(input, q * g.c + c0 + c), row[c], sum);
+      for (int64_t c = 0; c < cg; ++c) sum = fmaf(input_at(input, from.zero_point, q * g.c + c0 + c), row[c], sum);
     });
-    if (!input.x) sum *= input.grid.scale;
-    write_one(epilogue, i, finish(epilogue, biased(epilogue, sum, k, i)));
+    if (!input.x) sum *= from.scale;
+    const Epilogue e = settled(epilogue);
+    write_one(e, i, finish(e, biased(e, sum, k, i)));
   }
 };
 
@@ -59,9 +59,9 @@ struct IntegerForward {
   ConvInput input;
   IntegerWeights w;
   Epilogue epilogue;
-  IntegerBounds bounds;
   DETENT_HD void operator()(int64_t i) const {
     const int64_t p = divide(i, g.k), k = i - p * g.k, cg = divide(g.c, g.groups), c0 = divide(k, divide(g.k, g.groups)) * cg;
+    const int32_t zero = present(input.grid, input.resident).zero_point;
     int32_t sum = 0;
     const Spot o = spot(p, g.oh, g.ow);
     for (int64_t r = 0; r < g.r; ++r) {
@@ -70,10 +70,11 @@ struct IntegerForward {
         const bool in = h >= 0 && h < g.h && v >= 0 && v < g.w;
         const uint8_t* const x = input.codes + (in ? ((o.n * g.h + h) * g.w + v) * g.c + c0 : 0);
         const int8_t* const row = w.q + k * w.pitch + (r * g.s + s) * cg;
-        for (int64_t c = 0; c < cg; ++c) sum += (in ? static_cast<int32_t>(x[c]) : input.grid.zero_point) * static_cast<int32_t>(row[c]);
+        for (int64_t c = 0; c < cg; ++c) sum += (in ? static_cast<int32_t>(x[c]) : zero) * static_cast<int32_t>(row[c]);
       }
     }
-    write_one(epilogue, i, finish_integer(epilogue, bounds, wrapping_add(sum, w.offset[k]), w.scale[k]));
+    const Epilogue e = settled(epilogue);
+    write_one(e, i, finish_integer(e, *w.bounds, wrapping_add(sum, w.offset[k]), w.scale[k]));
   }
 };
 
@@ -111,11 +112,12 @@ struct BackwardFilter {
     const int64_t cg = g.c / g.groups, k = i % g.k, rest = i / g.k, c = rest % cg, tap = rest / cg % (g.r * g.s), slice = rest / cg / (g.r * g.s);
     const int64_t r = tap / g.s, s = tap - r * g.s, channel = k / (g.k / g.groups) * cg + c, pixels = g.n * g.oh * g.ow;
     const int64_t first = slice * per_slice, last = first + per_slice < pixels ? first + per_slice : pixels;
+    const int32_t zero = present(input.grid, input.resident).zero_point;
     Spot o = spot(first, g.oh, g.ow);
     float sum = 0.0f;
     for (int64_t p = first; p < last; ++p) {
       const int64_t h = o.h * g.stride_h - g.pad_top + r * g.dilation_h, w = o.w * g.stride_w - g.pad_left + s * g.dilation_w;
-      if (h >= 0 && h < g.h && w >= 0 && w < g.w) sum = fmaf(dy[p * g.k + k], input_at(input, ((o.n * g.h + h) * g.w + w) * g.c + channel), sum);
+      if (h >= 0 && h < g.h && w >= 0 && w < g.w) sum = fmaf(dy[p * g.k + k], input_at(input, zero, ((o.n * g.h + h) * g.w + w) * g.c + channel), sum);
       if (++o.w == g.ow) {
         o.w = 0;
         if (++o.h == g.oh) o.h = 0, ++o.n;
@@ -128,13 +130,13 @@ struct BackwardFilter {
 struct SumSlices {
   const float* partial;
   int64_t k, per_channel, slices;
-  float alpha;
+  InputFactor alpha;
   float* dw;
   DETENT_HD void operator()(int64_t i) const {
     const int64_t from = i % per_channel * k + i / per_channel;
     float sum = 0.0f;
     for (int64_t s = 0; s < slices; ++s) sum += partial[s * k * per_channel + from];
-    dw[i] = alpha * sum;
+    dw[i] = alpha.get() * sum;
   }
 };
 
@@ -146,7 +148,7 @@ void direct_forward(const Conv2dArgs& a, const IntegerWeights* integer) {
   const ConvGeometry& g = a.geometry;
   const int64_t n = g.n * g.oh * g.ow * g.k;
   if (integer) {
-    elements("conv2d direct, codes", n, IntegerForward{g, a.input, *integer, a.epilogue, integer_bounds(a.epilogue)});
+    elements("conv2d direct, codes", n, IntegerForward{g, a.input, *integer, a.epilogue});
   } else {
     elements("conv2d direct", n, Forward{g, a.input, a.w, a.epilogue});
   }
@@ -165,7 +167,7 @@ void direct_backward_filter(const Conv2dBackwardFilterArgs& a) {
   const int64_t per_slice = pixels > 0 ? ceil_div(pixels, wanted < most ? wanted : most) : 1, slices = ceil_div(pixels, per_slice);
   const Scratch<float> partial(slices * n);
   elements("conv2d_backward_filter direct", slices * n, BackwardFilter{g, a.input, a.dy, per_slice, partial.get()});
-  elements("sum_slices", n, SumSlices{partial.get(), g.k, per_channel, slices, a.input.x ? 1.0f : a.input.grid.scale, a.dw});
+  elements("sum_slices", n, SumSlices{partial.get(), g.k, per_channel, slices, input_factor(a.input), a.dw});
 }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE

@@ -4,7 +4,8 @@
 namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
-// q[k][pitch] = the integers of w[k][sum], zeros behind; offset = bias on the accumulator's grid - zero point * sum of q. A block per channel.
+// q[k][pitch] = the integers of w[k][sum], zeros behind; offset = bias on the accumulator's grid - zero point * sum of q. A block per channel; the first one also
+// leaves the bounds of the epilogue.
 struct PackIntegers {
   static constexpr int kThreads = 128;
   struct Shared {
@@ -12,13 +13,13 @@ struct PackIntegers {
   };
   const float* w;
   WeightGrid grid;
-  const float* bias;
-  Grid input;
-  float output_scale;
+  ConvInput input;
+  Epilogue epilogue;
   int64_t sum, pitch;
   int8_t* q;
   int32_t* offset;
   AccumulatorScale* scale;
+  IntegerBounds* bounds;
 
   template <class Block>
   DETENT_HD void operator()(Block& block, Shared& shared) const {
@@ -37,9 +38,12 @@ struct PackIntegers {
       if (t != 0) return;
       int32_t total = 0;
       for (int i = 0; i < kThreads; ++i) total += shared.part[i];
-      const int32_t b = bias ? accumulator_bias(bias[k], input.scale, s) : 0;
-      offset[k] = wrapping_add(b, wrapping_multiply(-input.zero_point, total));
-      scale[k] = accumulator_scale(input.scale, s, output_scale);
+      const Grid from = present(input.grid, input.resident);
+      const Epilogue e = settled(epilogue);
+      const int32_t b = e.bias ? accumulator_bias(e.bias[k], from.scale, s) : 0;
+      offset[k] = wrapping_add(b, wrapping_multiply(-from.zero_point, total));
+      scale[k] = accumulator_scale(from.scale, s, e.quantize ? e.grid.scale : 1.0f);
+      if (k == 0) *bounds = integer_bounds(e);
     });
   }
 };
@@ -61,15 +65,17 @@ void integer_forward(const ConvOptions& o, const Conv2dArgs& a) {
   const Scratch<int8_t> q(g.k * pitch);
   const Scratch<int32_t> offset(g.k);
   const Scratch<AccumulatorScale> scale(g.k);
-  blocks("pack_weights", g.k, PackIntegers{a.w, a.w_grid, a.epilogue.bias, a.input.grid, a.epilogue.quantize ? a.epilogue.grid.scale : 1.0f, sum, pitch, q.get(), offset.get(), scale.get()});
+  const Scratch<IntegerBounds> bounds(1);
+  blocks("pack_weights", g.k, PackIntegers{a.w, a.w_grid, a.input, a.epilogue, sum, pitch, q.get(), offset.get(), scale.get(), bounds.get()});
   if (runs_direct(g)) {
-    const IntegerWeights weights{q.get(), pitch, offset.get(), scale.get()};
+    const IntegerWeights weights{q.get(), pitch, offset.get(), scale.get(), bounds.get()};
     return direct_forward(a, &weights);
   }
   const Gather gather = forward_gather(g, true);
   PixelGather x = pixel_gather(gather, depth);
   x.codes = a.input.codes;
   x.zero_point = a.input.grid.zero_point;
+  x.resident = a.input.resident;
   x.vector = reads_vectors(x, depth, 16);
   MatrixOperand w;
   w.p = q.get();
@@ -80,7 +86,7 @@ void integer_forward(const ConvOptions& o, const Conv2dArgs& a) {
   IntegerStore store;
   store.place = output_place(gather, g.k, g.k / g.groups);
   store.epilogue = a.epilogue;
-  store.bounds = integer_bounds(a.epilogue);
+  store.bounds = bounds.get();
   store.offset = offset.get();
   store.scale = scale.get();
   store.place.vector = writes_four(a.epilogue, g.k) && store.place.columns % 4 == 0;

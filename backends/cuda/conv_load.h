@@ -13,6 +13,7 @@ struct PixelGather {
   const float* x = nullptr;
   const uint8_t* codes = nullptr;       // instead of x: read as q - zero_point, or as they are by an integer tile
   int32_t zero_point = 0;
+  const Grid* resident = nullptr;       // of the codes: its zero point is used instead
   const float* channel_scale = nullptr;  // [in_c]: x is multiplied by it before it is rounded; null: not
   int32_t in_h = 1, in_w = 1, in_c = 1, depth = 1;  // depth: channels of a group
   int32_t step_h = 1, step_w = 1, dh0 = 0, dh_step = 0, dw0 = 0, dw_step = 0;
@@ -20,6 +21,8 @@ struct PixelGather {
   FastDiv grid_w, grid_hw, by_depth, by_cols;
   bool vector = false;                  // 16 bytes never cross a tap nor lose alignment
 };
+
+DETENT_HD int32_t zero_of(const PixelGather& g) { return g.resident ? g.resident->zero_point : g.zero_point; }
 
 /// Where position p of the grid starts in the input; y is far outside for p beyond the grid.
 struct PixelOrigin {
@@ -50,19 +53,19 @@ DETENT_HD int64_t element(const PixelGather& g, const PixelOrigin& o, const TapO
 }
 
 /// The value an f32 tile sees: (q - z), or x times its channel's scale. Only for what cannot be copied as it is.
-DETENT_HD float gathered(const PixelGather& g, int64_t i, int32_t channel) {
-  if (g.codes) return static_cast<float>(static_cast<int32_t>(g.codes[i]) - g.zero_point);
+DETENT_HD float gathered(const PixelGather& g, int32_t zero, int64_t i, int32_t channel) {
+  if (g.codes) return static_cast<float>(static_cast<int32_t>(g.codes[i]) - zero);
   return g.channel_scale ? g.x[i] * g.channel_scale[channel] : g.x[i];
 }
 DETENT_HD bool as_is(const PixelGather& g) { return !g.codes && !g.channel_scale; }
 
 /// Four neighbours, for `vector` gathers.
-DETENT_HD FloatQuad gathered_four(const PixelGather& g, int64_t i, int32_t channel) {
+DETENT_HD FloatQuad gathered_four(const PixelGather& g, int32_t zero, int64_t i, int32_t channel) {
   FloatQuad v;
   if (g.codes) {
     const ByteQuad q = *reinterpret_cast<const ByteQuad*>(g.codes + i);
     DETENT_UNROLL
-    for (int e = 0; e < 4; ++e) v.v[e] = static_cast<float>(static_cast<int32_t>(q.v[e]) - g.zero_point);
+    for (int e = 0; e < 4; ++e) v.v[e] = static_cast<float>(static_cast<int32_t>(q.v[e]) - zero);
     return v;
   }
   v = *reinterpret_cast<const FloatQuad*>(g.x + i);
@@ -78,12 +81,13 @@ struct PixelRows {
   static constexpr int kPer = 16 / static_cast<int>(sizeof(Stored)), kChunks = Depth / kPer, kStep = kTileThreads / kChunks, kPasses = Rows / kStep;
   struct State {
     PixelOrigin row[kPasses];
-    int32_t channel0;
+    int32_t channel0, zero;
   };
   PixelGather g;
 
   DETENT_HD void start(State& s, int t, const TilePosition& at) const {
     s.channel0 = at.group * g.depth;
+    s.zero = zero_of(g);
     DETENT_UNROLL
     for (int i = 0; i < kPasses; ++i) s.row[i] = pixel_origin(g, at.m * Rows + t / kChunks + i * kStep);
   }
@@ -105,7 +109,7 @@ struct PixelRows {
         if (as_is(g)) {
           block.template copy<16>(row, g.x + from, ok);
         } else {
-          *reinterpret_cast<FloatQuad*>(row) = ok ? gathered_four(g, from, s.channel0 + tap.c) : FloatQuad{};
+          *reinterpret_cast<FloatQuad*>(row) = ok ? gathered_four(g, s.zero, from, s.channel0 + tap.c) : FloatQuad{};
         }
       }
     } else {
@@ -120,7 +124,7 @@ struct PixelRows {
           if (as_is(g)) {
             block.template copy<4>(one, g.x + from, ok);
           } else {
-            *one = ok ? gathered(g, from, s.channel0 + tap.c) : 0.0f;
+            *one = ok ? gathered(g, s.zero, from, s.channel0 + tap.c) : 0.0f;
           }
         }
       }
@@ -130,7 +134,7 @@ struct PixelRows {
   // Codes as they are; padding is the code of zero. Beyond the sum the weights are zero, so anything may stand there.
   template <class T, class Block>
   DETENT_HD void load_codes(Block& block, const State& s, int sum, Stored* to) const {
-    const uint8_t zero = static_cast<uint8_t>(g.zero_point);
+    const uint8_t zero = static_cast<uint8_t>(s.zero);
     if (g.vector) {
       const bool live = sum < g.sum;
       const TapOffset tap = tap_offset(g, live ? sum : 0);
@@ -165,12 +169,13 @@ struct PixelColumns {
   static constexpr int kChunks = Rows / 4, kStep = kTileThreads / kChunks, kPasses = Depth / kStep;
   struct State {
     TapOffset tap;
-    int32_t column, channel0;
+    int32_t column, channel0, zero;
   };
   PixelGather g;
 
   DETENT_HD void start(State& s, int t, const TilePosition& at) const {
     s.channel0 = at.group * g.depth;
+    s.zero = zero_of(g);
     s.column = at.n * Rows + t % kChunks * 4;
     s.tap = tap_offset(g, s.column < g.sum ? s.column : 0);
   }
@@ -188,7 +193,7 @@ struct PixelColumns {
         if (as_is(g)) {
           block.template copy<16>(to, g.x + from, ok);
         } else {
-          *reinterpret_cast<FloatQuad*>(to) = ok ? gathered_four(g, from, s.channel0 + s.tap.c) : FloatQuad{};
+          *reinterpret_cast<FloatQuad*>(to) = ok ? gathered_four(g, s.zero, from, s.channel0 + s.tap.c) : FloatQuad{};
         }
       } else {
         for (int e = 0; e < 4; ++e) {
@@ -199,7 +204,7 @@ struct PixelColumns {
           if (as_is(g)) {
             block.template copy<4>(to + e, g.x + from, ok);
           } else {
-            to[e] = ok ? gathered(g, from, s.channel0 + tap.c) : 0.0f;
+            to[e] = ok ? gathered(g, s.zero, from, s.channel0 + tap.c) : 0.0f;
           }
         }
       }

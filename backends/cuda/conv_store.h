@@ -31,14 +31,15 @@ struct OutputPlace {
 struct FloatStore {
   OutputPlace place;
   Epilogue epilogue;
-  float alpha = 1.0f, beta = 0.0f;
+  InputFactor alpha;
+  float beta = 0.0f;
   const float* channel_scale = nullptr;  // [channels of all groups]
 
-  DETENT_HD EpilogueResult result(float sum, int32_t channel, int64_t i) const {
-    float v = alpha * sum;
+  DETENT_HD EpilogueResult result(const Epilogue& e, float factor, float sum, int32_t channel, int64_t i) const {
+    float v = factor * sum;
     if (channel_scale) v *= channel_scale[channel];
-    EpilogueResult r = finish(epilogue, biased(epilogue, v, channel, i));
-    if (beta != 0.0f) r.y += beta * epilogue.y[i];
+    EpilogueResult r = finish(e, biased(e, v, channel, i));
+    if (beta != 0.0f) r.y += beta * e.y[i];
     return r;
   }
 
@@ -46,13 +47,15 @@ struct FloatStore {
     if (m >= place.rows || n >= place.columns) return;
     const int64_t i = place.element(at, m, n);
     const int32_t channel = at.group * place.columns + n;
+    const Epilogue now = settled(epilogue);
+    const float factor = alpha.get();
     if (place.vector) {
       EpilogueResult r[4];
       DETENT_UNROLL
-      for (int e = 0; e < 4; ++e) r[e] = result(sums[e], channel + e, i + e);
-      write_four(epilogue, i, r);
+      for (int e = 0; e < 4; ++e) r[e] = result(now, factor, sums[e], channel + e, i + e);
+      write_four(now, i, r);
     } else {
-      for (int e = 0; e < 4 && n + e < place.columns; ++e) write_one(epilogue, i + e, result(sums[e], channel + e, i + e));
+      for (int e = 0; e < 4 && n + e < place.columns; ++e) write_one(now, i + e, result(now, factor, sums[e], channel + e, i + e));
     }
   }
 };
@@ -61,7 +64,7 @@ struct FloatStore {
 struct IntegerStore {
   OutputPlace place;
   Epilogue epilogue;  // bias is in offset
-  IntegerBounds bounds;
+  const IntegerBounds* bounds = nullptr;
   const int32_t* offset = nullptr;
   const AccumulatorScale* scale = nullptr;
 
@@ -69,14 +72,16 @@ struct IntegerStore {
     if (m >= place.rows || n >= place.columns) return;
     const int64_t i = place.element(at, m, n);
     const int32_t channel = at.group * place.columns + n;
+    const Epilogue now = settled(epilogue);
+    const IntegerBounds limits = *bounds;
     if (place.vector) {
       EpilogueResult r[4];
       DETENT_UNROLL
-      for (int e = 0; e < 4; ++e) r[e] = finish_integer(epilogue, bounds, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]);
-      write_four(epilogue, i, r);
+      for (int e = 0; e < 4; ++e) r[e] = finish_integer(now, limits, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]);
+      write_four(now, i, r);
     } else {
       for (int e = 0; e < 4 && n + e < place.columns; ++e) {
-        write_one(epilogue, i + e, finish_integer(epilogue, bounds, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]));
+        write_one(now, i + e, finish_integer(now, limits, wrapping_add(sums[e], offset[channel + e]), scale[channel + e]));
       }
     }
   }

@@ -51,7 +51,7 @@ void gemm(const ConvOptions& o, const GemmArgs& g) {
   }
   FloatStore store;
   store.epilogue.y = g.y;
-  store.alpha = g.alpha;
+  store.alpha.value = g.alpha;
   store.beta = g.beta;
   store.place.rows = static_cast<int32_t>(g.m), store.place.columns = static_cast<int32_t>(g.n);
   store.place.pitch = g.n;

@@ -61,21 +61,19 @@ struct FakeQuant {
 };
 
 struct Dequantize {
-  const uint8_t* codes;
-  Grid grid;
-  float* y;
-  int64_t n;
+  DequantizeArgs a;
   bool whole;  // both pointers allow four at a time
   DETENT_HD void operator()(int64_t i) const {
+    const Grid grid = present(a.grid, a.resident);
     const int64_t at = 4 * i;
-    if (whole && at + 4 <= n) {
-      const Four<uint8_t> q = *reinterpret_cast<const Four<uint8_t>*>(codes + at);
+    if (whole && at + 4 <= a.n) {
+      const Four<uint8_t> q = *reinterpret_cast<const Four<uint8_t>*>(a.codes + at);
       Four<float> out;
       for (int k = 0; k < 4; ++k) out.v[k] = dequantize(static_cast<int32_t>(q.v[k]), grid);
-      *reinterpret_cast<Four<float>*>(y + at) = out;
+      *reinterpret_cast<Four<float>*>(a.y + at) = out;
       return;
     }
-    for (int64_t k = at; k < n && k < at + 4; ++k) y[k] = dequantize(static_cast<int32_t>(codes[k]), grid);
+    for (int64_t k = at; k < a.n && k < at + 4; ++k) a.y[k] = dequantize(static_cast<int32_t>(a.codes[k]), grid);
   }
 };
 
@@ -238,22 +236,34 @@ DETENT_HD Four<float> load_four(const ConvInput& in, int64_t i) {
   return v;
 }
 
+// What the additions of a tensor share, found once: divisions take longer than the memory they would hide behind.
+struct SumOfCodes {
+  IntegerAdd f;
+  bool absorbs;
+};
+struct PlanSum {
+  AddArgs a;
+  SumOfCodes* plan;
+  DETENT_HD void operator()(int64_t) const {
+    const Epilogue e = settled(a.epilogue);
+    *plan = {integer_add(present(a.a.grid, a.a.resident), present(a.b.grid, a.b.resident), e.grid), absorbs_clamp(e.grid, e.clamp_min, e.clamp_max)};
+  }
+};
+
 // Codes to codes, as ONNX Runtime adds them; four by each thread where the pointers allow it.
 struct AddCodes {
-  AddArgs a;
+  const AddArgs& a;
   IntegerAdd f;
-  bool whole;
-  DETENT_HD EpilogueResult one(uint8_t qa, uint8_t qb) const { return finish_sum(a.epilogue, place_of_sum(static_cast<int32_t>(qa), static_cast<int32_t>(qb), f)); }
-  DETENT_HD void operator()(int64_t i) const {
-    const int64_t at = 4 * i;
+  DETENT_HD EpilogueResult one(const Epilogue& e, uint8_t qa, uint8_t qb) const { return finish_sum(e, place_of_sum(static_cast<int32_t>(qa), static_cast<int32_t>(qb), f)); }
+  DETENT_HD void operator()(const Epilogue& e, int64_t at, bool whole) const {
     if (whole && at + 4 <= a.n) {
       const Four<uint8_t> u = *reinterpret_cast<const Four<uint8_t>*>(a.a.codes + at), v = *reinterpret_cast<const Four<uint8_t>*>(a.b.codes + at);
       EpilogueResult r[4];
-      for (int k = 0; k < 4; ++k) r[k] = one(u.v[k], v.v[k]);
-      write_four(a.epilogue, at, r);
+      for (int k = 0; k < 4; ++k) r[k] = one(e, u.v[k], v.v[k]);
+      write_four(e, at, r);
       return;
     }
-    for (int64_t k = at; k < a.n && k < at + 4; ++k) write_one(a.epilogue, k, one(a.a.codes[k], a.b.codes[k]));
+    for (int64_t k = at; k < a.n && k < at + 4; ++k) write_one(e, k, one(e, a.a.codes[k], a.b.codes[k]));
   }
 };
 
@@ -261,16 +271,20 @@ struct AddCodes {
 struct Add {
   AddArgs a;
   bool whole;
+  const SumOfCodes* plan;  // null: not both are codes on their way to a grid
   DETENT_HD void operator()(int64_t i) const {
     const int64_t at = 4 * i;
+    const Epilogue e = settled(a.epilogue);
+    if (plan && plan->absorbs) return AddCodes{a, plan->f}(e, at, whole);
+    const ConvInput left = settled(a.a), right = settled(a.b);
     if (whole && at + 4 <= a.n) {
-      const Four<float> u = load_four(a.a, at), v = load_four(a.b, at);
+      const Four<float> u = load_four(left, at), v = load_four(right, at);
       EpilogueResult r[4];
-      for (int k = 0; k < 4; ++k) r[k] = finish(a.epilogue, u.v[k] + v.v[k]);
-      write_four(a.epilogue, at, r);
+      for (int k = 0; k < 4; ++k) r[k] = finish(e, u.v[k] + v.v[k]);
+      write_four(e, at, r);
       return;
     }
-    for (int64_t k = at; k < a.n && k < at + 4; ++k) write_one(a.epilogue, k, finish(a.epilogue, load(a.a, k) + load(a.b, k)));
+    for (int64_t k = at; k < a.n && k < at + 4; ++k) write_one(e, k, finish(e, load(left, k) + load(right, k)));
   }
 };
 
@@ -289,7 +303,7 @@ struct CodedSums {
     const int64_t begin = block.index * kPiece, end = begin + kPiece < n ? begin + kPiece : n;
     block.threads([&](int t) {
       const int64_t first = begin + t / kLanes * kSumBlock, last = first + kSumBlock < end ? first + kSumBlock : end;
-      const int32_t zero_point = a.grid.zero_point;
+      const int32_t zero_point = present(a.grid, a.resident).zero_point;
       float scale = 0.0f, clip = 0.0f;
 #if defined(__CUDACC__)
 #pragma unroll 8
@@ -324,7 +338,7 @@ struct RangeGradients {
 
 struct RoundBias {
   RoundBiasArgs a;
-  DETENT_HD void operator()(int64_t k) const { a.y[k] = round_to_accumulator_grid(a.b[k], a.input_scale, a.grids[a.per_channel ? k : 0].scale); }
+  DETENT_HD void operator()(int64_t k) const { a.y[k] = round_to_accumulator_grid(a.b[k], present(a.input, a.resident).scale, a.grids[a.per_channel ? k : 0].scale); }
 };
 
 }  // namespace
@@ -340,7 +354,7 @@ void fake_quant(const FakeQuantArgs& a) {
 }
 
 void dequantize(const DequantizeArgs& a) {
-  elements("dequantize", ceil_div(a.n, 4), Dequantize{a.codes, a.grid, a.y, a.n, aligned16(a.codes) && aligned16(a.y)});
+  elements("dequantize", ceil_div(a.n, 4), Dequantize{a, aligned16(a.codes) && aligned16(a.y)});
 }
 
 void fake_quant_backward(const FakeQuantBackwardArgs& a) {
@@ -366,10 +380,10 @@ void fake_quant_backward(const FakeQuantBackwardArgs& a) {
 void add(const AddArgs& a) {
   const Epilogue& e = a.epilogue;
   const bool whole = writes_four(e, 4) && aligned16(a.a.x) && aligned16(a.b.x) && aligned16(a.a.codes) && aligned16(a.b.codes);
-  if (e.quantize && !a.a.x && !a.b.x && absorbs_clamp(e.grid, e.clamp_min, e.clamp_max)) {
-    return elements("add", ceil_div(a.n, 4), AddCodes{a, integer_add(a.a.grid, a.b.grid, e.grid), whole});
-  }
-  elements("add", ceil_div(a.n, 4), Add{a, whole});
+  const Scratch<SumOfCodes> plan(1);
+  const bool codes = e.quantize && !a.a.x && !a.b.x;
+  if (codes) elements("plan of a sum", 1, PlanSum{a, plan.get()});
+  elements("add", ceil_div(a.n, 4), Add{a, whole, codes ? plan.get() : nullptr});
 }
 
 void quantized_backward(const QuantizedBackwardArgs& a) {

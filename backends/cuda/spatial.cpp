@@ -88,14 +88,14 @@ struct AveragePool {
 template <class Index>
 struct AverageCodes {
   AverageCodesArgs a;
-  AccumulatorScale scale;
-  IntegerBounds bounds;
   DETENT_HD void operator()(int64_t i) const {
     const Index image = static_cast<Index>(i) / static_cast<Index>(a.c), channel = static_cast<Index>(i) % static_cast<Index>(a.c);
     const uint8_t* const x = a.x + static_cast<int64_t>(image) * a.pixels * a.c + static_cast<int64_t>(channel);
+    const Grid from = present(a.from, a.resident);
+    const Epilogue e = settled(a.epilogue);
     int32_t sum = 0;
-    for (int64_t p = 0; p < a.pixels; ++p) sum += x[p * a.c] - a.from.zero_point;
-    write_one(a.epilogue, i, finish_integer(a.epilogue, bounds, sum, scale));
+    for (int64_t p = 0; p < a.pixels; ++p) sum += x[p * a.c] - from.zero_point;
+    write_one(e, i, finish_integer(e, integer_bounds(e), sum, average_scale(from.scale, e.grid.scale, a.pixels)));
   }
 };
 
@@ -220,9 +220,7 @@ void average_pool_backward(const PoolBackwardArgs& a) {
 }
 
 void average_codes(const AverageCodesArgs& a) {
-  const AccumulatorScale scale = average_scale(a.from.scale, a.epilogue.grid.scale, a.pixels);
-  const IntegerBounds bounds = integer_bounds(a.epilogue);
-  with_index(a.n * a.pixels * a.c, [&]<class Index>() { elements("average_codes", a.n * a.c, AverageCodes<Index>{a, scale, bounds}); });
+  with_index(a.n * a.pixels * a.c, [&]<class Index>() { elements("average_codes", a.n * a.c, AverageCodes<Index>{a}); });
 }
 
 void resize(const ResizeArgs& a) {

@@ -19,6 +19,9 @@ struct Grid {
   friend bool operator==(const Grid&, const Grid&) = default;
 };
 
+/// The grid of a kernel's arguments (core/backend.h).
+DETENT_HD Grid present(const Grid& g, const Grid* resident) { return resident ? *resident : g; }
+
 /// A range as the user or the optimizer sees it; double, because a grid is derived in double.
 struct Range {
   double min = 0.0;

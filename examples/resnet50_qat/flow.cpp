@@ -358,6 +358,7 @@ bool Flow::train() {
   nn::Trainer trainer(net_, *sgd_, {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * per_epoch});
   trainer.set_steps_done(progress_.step);
   trainer.freeze_batch_norm_after = o_.freeze_bn_after;
+  trainer.record = device_.type == DeviceType::cuda;
 
   make_folders(o_.output);
   LogGuard guard{path(".log.jsonl"), progress_.step > 0};

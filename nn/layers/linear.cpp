@@ -16,11 +16,6 @@ void check_one(std::span<const Shape> inputs, const char* op) { DETENT_CHECK(inp
 
 }  // namespace
 
-Var on_accumulator_grid(const Var& bias, const Var& x, const Var& w) {
-  if (!x.grids() || !w.grids() || x.grids()->size() != 1) return bias;
-  return round_bias(bias, x.grids()->front().scale, *w.grids());
-}
-
 Conv2d::Conv2d(const Options& options) : options_(options) {
   const auto& o = options_;
   DETENT_CHECK(o.in > 0 && o.out > 0 && o.kernel_h > 0 && o.kernel_w > 0, "conv2d: ", o.in, " input and ", o.out, " output channels with a ", o.kernel_h, "x", o.kernel_w, " kernel: all must be positive");
@@ -52,7 +47,7 @@ Shape Conv2d::infer(std::span<const Shape> inputs) const {
 Var Conv2d::forward(const Context& context, std::span<const Var> inputs) {
   const Var w = weight.var(context);
   if (!bias.value.defined()) return conv2d(inputs[0], w, nullptr, options_.spec);
-  const Var b = on_accumulator_grid(bias.var(context), inputs[0], w);
+  const Var b = round_bias(bias.var(context), inputs[0], w);
   return conv2d(inputs[0], w, &b, options_.spec);
 }
 
@@ -82,7 +77,7 @@ Shape Dense::infer(std::span<const Shape> inputs) const {
 Var Dense::forward(const Context& context, std::span<const Var> inputs) {
   const Var w = weight.var(context);
   if (!bias.value.defined()) return dense(inputs[0], w, nullptr);
-  const Var b = on_accumulator_grid(bias.var(context), inputs[0], w);
+  const Var b = round_bias(bias.var(context), inputs[0], w);
   return dense(inputs[0], w, &b);
 }
 

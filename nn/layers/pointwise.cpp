@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "detent/autograd/op_support.h"
 #include "detent/core/math/integer_math.h"
 #include "detent/nn/layers.h"
 
@@ -20,7 +21,10 @@ OpDesc pool_desc(const char* op, const PoolSpec& s) {
 
 // The mean of codes whose result stays in float: an integer target averages codes, whose sum is exact, so the mean becomes that sum times one factor. (What goes to a grid is
 // global_average_pool_quantized.)
-Var mean_of_codes(const Var& mean, const Var& x, int64_t pixels) {
+Var global_average(const Var& x) {
+  const int64_t pixels = x.shape()[1] * x.shape()[2];
+  if (ops::on_byte_grid(x) && pixels <= kMaxAveragePixels) return global_average_pool_of_codes(x);
+  const Var mean = global_average_pool(x);
   if (!x.grids() || x.grids()->size() != 1) return mean;
   const float scale = x.grids()->front().scale, factor = average_scale(scale, 1.0f, pixels).value;
   std::vector<float> v = mean.dense().to_vector<float>();
@@ -121,8 +125,7 @@ Shape AveragePool::infer(std::span<const Shape> inputs) const {
 bool AveragePool::is_global(const Shape& x) const { return spec_.kernel[0] == x[1] && spec_.kernel[1] == x[2] && spec_.padding == Padding2d{}; }
 Var AveragePool::forward(const Context&, std::span<const Var> inputs) {
   const Shape& x = inputs[0].shape();
-  const Var y = average_pool(inputs[0], spec_);
-  return is_global(x) ? mean_of_codes(y, inputs[0], x[1] * x[2]) : y;
+  return is_global(x) ? global_average(inputs[0]) : average_pool(inputs[0], spec_);
 }
 
 Shape GlobalAveragePool::infer(std::span<const Shape> inputs) const {
@@ -130,8 +133,7 @@ Shape GlobalAveragePool::infer(std::span<const Shape> inputs) const {
   return global_average_pool_shape(inputs[0]);
 }
 Var GlobalAveragePool::forward(const Context&, std::span<const Var> inputs) {
-  const Shape& x = inputs[0].shape();
-  return mean_of_codes(global_average_pool(inputs[0]), inputs[0], x[1] * x[2]);
+  return global_average(inputs[0]);
 }
 
 OpDesc Resize::describe() const {

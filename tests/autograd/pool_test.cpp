@@ -145,6 +145,32 @@ TEST_CASE("averages_of_codes_have_the_gradients_of_their_parts") {
   CHECK(std::abs(dmax - want_dmax) <= size / 504.0 / 255.0);
 }
 
+TEST_CASE("averages_of_codes_in_float_are_exact_sums_times_one_factor") {
+  const Shape shape{3, 4, 7, 33};
+  std::vector<uint8_t> codes;
+  for (int64_t i = 0; i < shape.elements(); ++i) codes.push_back(static_cast<uint8_t>(i * 37 % 251));
+  const Grid grid{0.0173f, 41, 0, 255};
+  const auto mean_of = [&](int64_t n, int64_t c) {
+    int64_t sum = 0;
+    for (int64_t p = 0; p < 28; ++p) sum += int64_t{codes[static_cast<size_t>((n * 28 + p) * 33 + c)]} - 41;
+    return static_cast<float>(sum) * (0.0173f / 28.0f);
+  };
+  std::vector<float> want;
+  for (int64_t i = 0; i < 3 * 33; ++i) want.push_back(mean_of(i / 33, i % 33));
+  const Var coded(Coded{Tensor::from<uint8_t>(shape, codes), grid});
+  CHECK(global_average_pool_of_codes(coded).dense().to_vector<float>() == want);
+  // The same value in float, and the gradient: a 28th to each pixel.
+  Tape tape;
+  const Var v = tape.watch(coded.dense()), x = fake_quant_ste(v, {&grid, 1}, {1, 1, shape.elements()});
+  Var on_grid = x;
+  on_grid.set_grids({grid});
+  const Var y = global_average_pool_of_codes(on_grid);
+  CHECK(y.dense().to_vector<float>() == want);
+  tape.backward(y, Tensor::full({3, 1, 1, 33}, 7.0f));
+  for (const float d : tape.grad(v).to_vector<float>()) CHECK(d == doctest::Approx(0.25));
+  CHECK_THROWS_WITH_AS(global_average_pool_of_codes(Var(coded.dense())), doctest::Contains("does not lie on one grid of bytes"), Error);
+}
+
 TEST_CASE("global_average_pool_keeps_its_axes") {
   gradcheck({.name = "global_average_pool",
              .inputs = {random_array(Shape{2, 7, 7, 19}, 3)},

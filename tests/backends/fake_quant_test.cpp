@@ -186,7 +186,7 @@ TEST_CASE("round_bias: int32 codes on the grid of the products") {
     for (const bool per_channel : {true, false}) {
       const float input = 0.037f;
       const std::vector<float> got = run_guarded<float>(n, [&](float* out) {
-        kernels().round_bias({.n = n, .b = b.data(), .input_scale = input, .grids = grids.data(), .per_channel = per_channel, .y = out});
+        kernels().round_bias({.n = n, .b = b.data(), .input = {.scale = input}, .grids = grids.data(), .per_channel = per_channel, .y = out});
       });
       for (size_t k = 0; k < b.size(); ++k) {
         if (std::isnan(b[k])) continue;

@@ -138,11 +138,13 @@ TEST_CASE("average_codes: the codes of QLinearGlobalAveragePool, and the residua
     const float lo = static_cast<float>(t.to.qmin), hi = static_cast<float>(t.to.qmax);
     std::vector<uint8_t> codes;
     std::vector<int8_t> residual;
+    std::vector<float> means;
     for (int64_t i = 0; i < t.n * t.c; ++i) {
       int64_t sum = 0;
       for (int64_t p = 0; p < t.pixels; ++p) sum += int64_t{x[static_cast<size_t>((i / t.c * t.pixels + p) * t.c + i % t.c)]} - t.from.zero_point;
       const float place = static_cast<float>(sum) * m, v = static_cast<float>(sum) * s, q = std::nearbyint(place) + z;
       codes.push_back(static_cast<uint8_t>(std::clamp(q, lo, hi)));
+      means.push_back(v);
       const bool inside = t.on_value ? v >= t.to.scale * (lo - z) && v <= t.to.scale * (hi - z) : q >= lo && q <= hi;
       residual.push_back(inside ? static_cast<int8_t>(std::nearbyint(252.0f * (std::nearbyint(place) - place))) : int8_t{-128});
     }
@@ -163,5 +165,10 @@ TEST_CASE("average_codes: the codes of QLinearGlobalAveragePool, and the residua
     });
     CHECK(got == residual);
     CHECK(again == codes);
+    a.epilogue = {};
+    CHECK(run_guarded<float>(t.n * t.c, [&](float* y) {
+            a.epilogue.y = y;
+            kernels().average_codes(a);
+          }) == means);
   }
 }

@@ -87,8 +87,8 @@ bool on_host(std::initializer_list<const void*> pointers) {
   }
   return false;
 }
-bool on_host(const Epilogue& e) { return on_host({e.scale, e.bias, e.addend, e.y, e.codes, e.residual}); }
-bool on_host(const ConvInput& i) { return on_host({i.x, i.codes}); }
+bool on_host(const Epilogue& e) { return on_host({e.scale, e.bias, e.addend, e.y, e.codes, e.residual, e.resident}); }
+bool on_host(const ConvInput& i) { return on_host({i.x, i.codes, i.resident}); }
 bool on_host(const Conv2dArgs& a) { return on_host(a.input) || on_host(a.epilogue) || on_host({a.w, a.mean, a.var}); }
 bool on_host(const Conv2dBackwardDataArgs& a) { return on_host({a.dy, a.w, a.dx}); }
 bool on_host(const Conv2dBackwardFilterArgs& a) { return on_host(a.input) || on_host({a.dy, a.dw, a.dbias}); }
@@ -99,17 +99,17 @@ bool on_host(const StridedCopyArgs& a) { return on_host({a.a, a.y}); }
 bool on_host(const ReduceSumArgs& a) { return on_host({a.a, a.y}); }
 bool on_host(const PoolArgs& a) { return on_host({a.x, a.y, a.index}); }
 bool on_host(const PoolBackwardArgs& a) { return on_host({a.dy, a.dx, a.index}); }
-bool on_host(const AverageCodesArgs& a) { return on_host(a.epilogue) || on_host({a.x}); }
+bool on_host(const AverageCodesArgs& a) { return on_host(a.epilogue) || on_host({a.x, a.resident}); }
 bool on_host(const BatchNormStatsArgs& a) { return on_host({a.x, a.mean, a.var}); }
 bool on_host(const BatchNormArgs& a) { return on_host({a.x, a.mean, a.var, a.gamma, a.beta, a.y}); }
 bool on_host(const BatchNormBackwardArgs& a) { return on_host({a.x, a.dy, a.mean, a.var, a.gamma, a.beta, a.dx, a.dgamma, a.dbeta}); }
 bool on_host(const FakeQuantArgs& a) { return on_host({a.x, a.grids, a.y, a.codes}); }
-bool on_host(const DequantizeArgs& a) { return on_host({a.codes, a.y}); }
+bool on_host(const DequantizeArgs& a) { return on_host({a.codes, a.resident, a.y}); }
 bool on_host(const FakeQuantBackwardArgs& a) { return on_host({a.x, a.dy, a.grids, a.dx, a.scale_sum, a.clip_sum}); }
 bool on_host(const AddArgs& a) { return on_host(a.a) || on_host(a.b) || on_host(a.epilogue); }
-bool on_host(const QuantizedBackwardArgs& a) { return on_host({a.codes, a.residual, a.dy, a.dx, a.dbias, a.scale_sum, a.clip_sum}); }
+bool on_host(const QuantizedBackwardArgs& a) { return on_host({a.codes, a.residual, a.resident, a.dy, a.dx, a.dbias, a.scale_sum, a.clip_sum}); }
 bool on_host(const RangeGradsArgs& a) { return on_host({a.scale_sum, a.clip_sum, a.min, a.max, a.dmin, a.dmax}); }
-bool on_host(const RoundBiasArgs& a) { return on_host({a.b, a.grids, a.y}); }
+bool on_host(const RoundBiasArgs& a) { return on_host({a.b, a.resident, a.grids, a.y}); }
 bool on_host(const MinMaxArgs& a) { return on_host({a.x, a.min, a.max, a.nan}); }
 bool on_host(const HistogramArgs& a) { return on_host({a.x, a.counts}); }
 bool on_host(const ResizeArgs& a) { return on_host({a.x, a.y}); }
@@ -123,7 +123,29 @@ bool on_host(int64_t) { return false; }
 bool on_host(int64_t*) { return false; }           // counts, which are the host's
 bool on_host(const FloatSpan*) { return false; }  // so is the list of spans
 
+// Grids that lie on the device are given by value too: what is recorded finds another one there, so that a kernel that reads it does so in vain.
+void spoil(Grid& g, const Grid* resident) {
+  if (resident) g = {.scale = 1e4f * g.scale, .zero_point = g.qmin + g.qmax - g.zero_point, .qmin = g.qmin, .qmax = g.qmax};
+}
+void spoil(Epilogue& e) { spoil(e.grid, e.resident); }
+void spoil(ConvInput& i) { spoil(i.grid, i.resident); }
+void spoil(Conv2dArgs& a) { spoil(a.input), spoil(a.epilogue); }
+void spoil(Conv2dBackwardFilterArgs& a) { spoil(a.input); }
+void spoil(AverageCodesArgs& a) { spoil(a.from, a.resident), spoil(a.epilogue); }
+void spoil(DequantizeArgs& a) { spoil(a.grid, a.resident); }
+void spoil(AddArgs& a) { spoil(a.a), spoil(a.b), spoil(a.epilogue); }
+void spoil(QuantizedBackwardArgs& a) { spoil(a.grid, a.resident); }
+void spoil(RoundBiasArgs& a) { spoil(a.input, a.resident); }
+template <class T>
+void spoil(T&) {}
+
 const Kernels& bodies() { return cuda_host::table(); }
+
+template <class T>
+T spoiled(T args) {
+  spoil(args);
+  return args;
+}
 
 template <auto Member>
 struct Wrap;
@@ -134,7 +156,7 @@ struct Wrap<Member> {
     if ((on_host(args) || ...)) note("%s: a kernel was given a pointer to host memory", __PRETTY_FUNCTION__);
     if (g.recording) {
       if (kReadsHost) g.invalid = true;
-      g.recorded.push_back([... args = std::remove_cvref_t<A>(args)] { (bodies().*Member)(args...); });
+      g.recorded.push_back([... args = spoiled(std::remove_cvref_t<A>(args))] { (bodies().*Member)(args...); });
       return;
     }
     const Section section;
