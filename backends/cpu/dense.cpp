@@ -188,15 +188,8 @@ void max_taps(const float* const* tap, const int32_t* where, int64_t taps, int64
 }
 
 void ramp(int64_t first, int64_t step, int64_t n, int64_t* y) {
-  constexpr int64_t kLanes = 8;
-  int64_t at[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) at[l] = first + l * step;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) y[i + l] = at[l];
-    for (int64_t l = 0; l < kLanes; ++l) at[l] += kLanes * step;
-  }
-  for (int64_t l = 0; i < n; ++i, ++l) y[i] = at[l];
+  // One running value: g++ 12 compiles several of them in an array to wrong code for AVX2.
+  for (int64_t i = 0, at = first; i < n; ++i, at += step) y[i] = at;
 }
 
 void pick(const float* dy, const int32_t* index, int32_t here, int64_t c, float* dx) {

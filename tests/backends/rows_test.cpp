@@ -87,6 +87,29 @@ TEST_CASE("row kernels: each instruction set equals the scalar twin to the bit")
   WARN_MESSAGE(!fast_sets().empty(), "only the scalar instruction set here: nothing to compare");
 }
 
+TEST_CASE("dense kernels: a ramp of every build is first + i * step") {
+  std::vector<const cpu::DenseKernels*> sets{&cpu::kDenseScalar};
+#if defined(__x86_64__)
+  if (cpu::isa() >= cpu::Isa::avx2) sets.push_back(&cpu::kDenseAvx2);
+  if (cpu::isa() >= cpu::Isa::avx512) sets.push_back(&cpu::kDenseAvx512);
+#endif
+  for (const cpu::DenseKernels* k : sets) {
+    for (const int64_t step : {1, 0, -4, 256}) {
+      for (const int64_t n : {0, 1, 4, 7, 8, 9, 15, 16, 17, 33, 100}) {
+        CAPTURE(step);
+        CAPTURE(n);
+        constexpr int64_t kFirst = int64_t{5} << 33;
+        Guarded<int64_t> y(n);
+        k->ramp(kFirst, step, n, y.data());
+        CHECK(y.intact());
+        for (int64_t i = 0; i < n; ++i) {
+          if (y[i] != kFirst + i * step) FAIL_CHECK("place ", i, ": ", y[i]);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("dense kernels: each build equals the scalar one to the bit") {
   using cpu::DenseKernels;
   std::vector<const DenseKernels*> sets;
