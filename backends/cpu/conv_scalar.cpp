@@ -9,6 +9,8 @@
 namespace detent::cpu::scalar {
 namespace {
 
+constexpr int64_t kPixels = 4;  // of a chunk: each is k*r*s*c products, and deep layers have few pixels
+
 float load(const ConvInput& in, int64_t i) { return in.x ? in.x[i] : dequantize(in.codes[i], in.grid); }
 
 void store(const Epilogue& e, int64_t i, int64_t k, double acc) { write_one(e, i, finish(e, biased(e, static_cast<float>(acc), k, i))); }
@@ -35,7 +37,7 @@ void statistics(const Conv2dArgs& a) {
 void conv2d(const Conv2dArgs& a) {
   const ConvGeometry& g = a.geometry;
   const int64_t cg = g.c / g.groups, kg = g.k / g.groups;
-  parallel_for(g.n * g.oh * g.ow, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(g.n * g.oh * g.ow, kPixels, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t ow = p % g.ow, oh = p / g.ow % g.oh, n = p / (g.ow * g.oh);
       for (int64_t k = 0; k < g.k; ++k) {
@@ -61,7 +63,7 @@ void conv2d(const Conv2dArgs& a) {
 void conv2d_backward_data(const Conv2dBackwardDataArgs& a) {
   const ConvGeometry& g = a.geometry;
   const int64_t cg = g.c / g.groups, kg = g.k / g.groups;
-  parallel_for(g.n * g.h * g.w, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(g.n * g.h * g.w, kPixels, [&](int64_t begin, int64_t end) {
     std::vector<double> acc(static_cast<size_t>(g.c));
     for (int64_t p = begin; p < end; ++p) {
       const int64_t w = p % g.w, h = p / g.w % g.h, n = p / (g.w * g.h);
