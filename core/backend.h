@@ -342,6 +342,7 @@ struct SgdTensor {
   float* w = nullptr;
   const float* g = nullptr;
   float* momentum = nullptr;  // null: plain SGD
+  float* average = nullptr;   // moved to the new w by `newest`; null: none
   int64_t n = 0;
   float learning_rate = 0.0f;
   float weight_decay = 0.0f;
@@ -353,6 +354,7 @@ struct SgdArgs {
   int64_t count = 0;
   float momentum = 0.0f;
   bool nesterov = false;
+  float newest = 1.0f;  // newest_share of optimizer_math.h
 };
 
 struct AdamTensor {
@@ -360,6 +362,7 @@ struct AdamTensor {
   const float* g = nullptr;
   float* m = nullptr;
   float* v = nullptr;
+  float* average = nullptr;
   int64_t n = 0;
   float learning_rate = 0.0f;
   float weight_decay = 0.0f;
@@ -372,6 +375,7 @@ struct AdamArgs {
   float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f;
   bool decoupled = false;
   int64_t step = 1;
+  float newest = 1.0f;
 };
 
 /// How convolutions and matrix products of floats multiply; sums are f32 in any case, and integers (codes, WeightGrid) are never rounded. tf32 and bf16 round both

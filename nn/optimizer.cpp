@@ -4,11 +4,13 @@
 #include <cmath>
 
 #include "detent/core/backend.h"
+#include "detent/core/math/optimizer_math.h"
 
 namespace detent::nn {
 
 void Optimizer::step(std::span<Parameter* const> parameters) {
   DETENT_CHECK(std::isfinite(learning_rate) && learning_rate >= 0.0f, "optimizer: learning rate ", learning_rate, " is not a finite number of at least 0");
+  DETENT_CHECK(averaged_share >= 0.0f && averaged_share <= 1.0f, "optimizer: the share of steps that are averaged is ", averaged_share, "; give 0 (none) to 1 (all)");
   std::vector<Parameter*> ready;
   for (Parameter* p : parameters) {
     if (!p->trainable || !p->grad.defined()) continue;
@@ -34,6 +36,28 @@ float* Optimizer::state_of(const Parameter& p, const char* kind) {
   if (t.device() != p.value.device()) t = t.to(p.value.device());  // restored from a file
   DETENT_CHECK(t.shape() == p.value.shape(), "optimizer: the state \"", p.name, "/", kind, "\" is ", t.shape(), ", the parameter ", p.value.shape(), "; it belongs to another network");
   return t.data<float>();
+}
+
+float* Optimizer::average_of(const Parameter& p) {
+  if (averaged_share == 0.0f) return nullptr;
+  Tensor& t = tensors_[text(p.name, "/average")];
+  if (!t.defined()) t = p.value.clone();
+  return state_of(p, "average");
+}
+
+float Optimizer::newest() const { return averaged_share > 0.0f ? newest_share(static_cast<double>(averaged_share), steps_) : 1.0f; }
+
+void Optimizer::use_averages(std::span<Parameter* const> parameters) const {
+  std::vector<std::pair<Parameter*, Tensor>> found;
+  for (Parameter* p : parameters) {
+    const auto at = tensors_.find(text(p->name, "/average"));
+    if (at == tensors_.end()) continue;
+    DETENT_CHECK(at->second.shape() == p->value.shape(), "optimizer: the average of \"", p->name, "\" is ", at->second.shape(), ", the parameter ", p->value.shape(),
+                 "; it belongs to another network");
+    found.emplace_back(p, at->second.to(p->value.device()));
+  }
+  DETENT_CHECK(!found.empty(), "optimizer: no averages were kept; set averaged_share before the first step");
+  for (auto& [p, average] : found) p->value.copy_from(average);
 }
 
 std::vector<std::pair<std::string, Tensor>> Optimizer::state() const {
@@ -66,12 +90,13 @@ void Sgd::update(std::span<Parameter* const> parameters) {
     list.push_back({.w = p->value.data<float>(),
                     .g = p->grad.data<float>(),
                     .momentum = momentum_ > 0.0f ? state_of(*p, "momentum") : nullptr,
+                    .average = average_of(*p),
                     .n = p->value.elements(),
                     .learning_rate = learning_rate * p->learning_rate_scale,
                     .weight_decay = p->weight_decay ? weight_decay : 0.0f});
   }
   if (!list.empty()) {
-    backend(parameters[0]->value.device()).kernels().sgd_step({.tensors = list.data(), .count = static_cast<int64_t>(list.size()), .momentum = momentum_, .nesterov = nesterov_});
+    backend(parameters[0]->value.device()).kernels().sgd_step({.tensors = list.data(), .count = static_cast<int64_t>(list.size()), .momentum = momentum_, .nesterov = nesterov_, .newest = newest()});
   }
 }
 
@@ -90,6 +115,7 @@ void Adam::update(std::span<Parameter* const> parameters) {
                     .g = p->grad.data<float>(),
                     .m = state_of(*p, "m"),
                     .v = state_of(*p, "v"),
+                    .average = average_of(*p),
                     .n = p->value.elements(),
                     .learning_rate = learning_rate * p->learning_rate_scale,
                     .weight_decay = p->weight_decay ? weight_decay : 0.0f});
@@ -103,7 +129,8 @@ void Adam::update(std::span<Parameter* const> parameters) {
                     .beta2 = options_.beta2,
                     .eps = options_.eps,
                     .decoupled = options_.decoupled,
-                    .step = steps_});
+                    .step = steps_,
+                    .newest = newest()});
   }
 }
 

@@ -22,7 +22,12 @@ class Optimizer {
 
   float learning_rate = 1e-3f;
   float weight_decay = 0.0f;
+  /// Above 0: beside each parameter its average over about this share of the steps so far, the last ones, is kept ("conv1.weight/average", of the parameter's size):
+  /// polynomial-decay averaging (Shamir & Zhang 2013). It takes the noise of single steps out of the result, as a learning rate that falls to zero would; at most 1.
+  float averaged_share = 0.0f;
   int64_t steps_done() const { return steps_; }
+  /// The parameters become their averages, to be judged and kept; training does not go on from there. Those that were never updated stay. Throws Error when there are none.
+  void use_averages(std::span<Parameter* const> parameters) const;
 
   /// The optimizer's tensors by name ("conv1.weight/momentum") and its step count, for checkpoints; created when missing.
   std::vector<std::pair<std::string, Tensor>> state() const;
@@ -35,6 +40,9 @@ class Optimizer {
   virtual void update(std::span<Parameter* const> parameters) = 0;
   /// The state tensor of a parameter, zero at first.
   float* state_of(const Parameter& p, const char* kind);
+  /// The running average of a parameter, its value at first; null: none is kept.
+  float* average_of(const Parameter& p);
+  float newest() const;
   int64_t steps_ = 0;
 
  private:

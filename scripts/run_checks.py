@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -96,6 +97,14 @@ def fast_suite(tally, build, label, env=None, multiplier=1):
         tally.test_program(f"{label} {e['name'].split(' / ')[-1]}", output, e.get("returncode", 1), e["duration"])
     if not entries:
         tally.add(label, 0, 1, 0, 0, f"no tests ran in {build}")
+
+
+def smaller_processors(tally):
+    """The kernels and networks on the instruction sets that this processor is not the only one to have."""
+    for isa, program in (("scalar", "kernels"), ("avx2", "kernels"), ("avx2", "nn")):
+        start = time.monotonic()
+        code, output = run(BUILD / "tests" / f"test_{program}", env={"DETENT_ISA": isa})
+        tally.test_program(f"{isa} {program}", output, code, time.monotonic() - start)
 
 
 def cuda_module():
@@ -238,6 +247,8 @@ def main():
         aarch64(tally)
         return tally.close()
     fast_suite(tally, BUILD, "test")
+    if options.sanitizers and platform.machine() == "x86_64":
+        smaller_processors(tally)
     tally.command("layers", lambda: (lambda r: (r[0] == 0, r[1]))(run("scripts/check_layers")))
     tally.command("cuda module", cuda_module)
     tally.command("install", install)

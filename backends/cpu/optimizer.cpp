@@ -24,6 +24,12 @@ std::vector<Chunk> chunks_of(const TensorArgs* tensors, int64_t count) {
   return chunks;
 }
 
+template <class TensorArgs>
+void update_average(const TensorArgs& t, const Chunk& k, float newest) {
+  const float* w = t.w;
+  for (int64_t j = k.begin; t.average && j < k.end; ++j) average_update(t.average[j], w[j], newest);
+}
+
 }  // namespace
 
 void sgd_step(const SgdArgs& a) {
@@ -39,7 +45,7 @@ void sgd_step(const SgdArgs& a) {
         float v = 0.0f;
         sgd_update(w[j], g[j], v, lr, wd, 0.0f, false);
       }
-      return;
+      return update_average(t, k, a.newest);
     }
     float* v = t.momentum;
     if (a.nesterov) {
@@ -47,6 +53,7 @@ void sgd_step(const SgdArgs& a) {
     } else {
       for (int64_t j = k.begin; j < k.end; ++j) sgd_update(w[j], g[j], v[j], lr, wd, momentum, false);
     }
+    update_average(t, k, a.newest);
   });
 }
 
@@ -57,6 +64,7 @@ void adam_step(const AdamArgs& a) {
     const Chunk& k = chunks[static_cast<size_t>(i)];
     const AdamTensor& p = a.tensors[k.tensor];
     for (int64_t j = k.begin; j < k.end; ++j) adam_update(p.w[j], p.g[j], p.m[j], p.v[j], p.learning_rate, p.weight_decay, a.decoupled, f);
+    update_average(p, k, a.newest);
   });
 }
 

@@ -26,12 +26,14 @@ struct SgdStep {
   ChunkList chunks;
   float momentum;
   bool nesterov;
+  float newest;
   template <class B>
   DETENT_HD void operator()(B& block, Shared&) const {
     block.threads([&](int t) {
       for_piece(chunks, tensors, block.index, t, kThreads, [&](const SgdTensor& p, int64_t i) {
         float none = 0.0f;
         sgd_update(p.w[i], p.g[i], p.momentum ? p.momentum[i] : none, p.learning_rate, p.weight_decay, p.momentum ? momentum : 0.0f, p.momentum && nesterov);
+        if (p.average) average_update(p.average[i], p.w[i], newest);
       });
     });
   }
@@ -44,11 +46,14 @@ struct AdamStep {
   ChunkList chunks;
   AdamFactors factors;
   bool decoupled;
+  float newest;
   template <class B>
   DETENT_HD void operator()(B& block, Shared&) const {
     block.threads([&](int t) {
-      for_piece(chunks, tensors, block.index, t, kThreads,
-                [&](const AdamTensor& p, int64_t i) { adam_update(p.w[i], p.g[i], p.m[i], p.v[i], p.learning_rate, p.weight_decay, decoupled, factors); });
+      for_piece(chunks, tensors, block.index, t, kThreads, [&](const AdamTensor& p, int64_t i) {
+        adam_update(p.w[i], p.g[i], p.m[i], p.v[i], p.learning_rate, p.weight_decay, decoupled, factors);
+        if (p.average) average_update(p.average[i], p.w[i], newest);
+      });
     });
   }
 };
@@ -66,12 +71,12 @@ void over_tensors(const T* tensors, int64_t count, Fn&& launch) {
 }  // namespace
 
 void sgd_step(const SgdArgs& a) {
-  over_tensors(a.tensors, a.count, [&](const SgdTensor* t, const ChunkList& chunks, int64_t n) { blocks("sgd_step", n, SgdStep{t, chunks, a.momentum, a.nesterov}); });
+  over_tensors(a.tensors, a.count, [&](const SgdTensor* t, const ChunkList& chunks, int64_t n) { blocks("sgd_step", n, SgdStep{t, chunks, a.momentum, a.nesterov, a.newest}); });
 }
 
 void adam_step(const AdamArgs& a) {
   const AdamFactors f = adam_factors(a.beta1, a.beta2, a.eps, a.step);
-  over_tensors(a.tensors, a.count, [&](const AdamTensor* t, const ChunkList& chunks, int64_t n) { blocks("adam_step", n, AdamStep{t, chunks, f, a.decoupled}); });
+  over_tensors(a.tensors, a.count, [&](const AdamTensor* t, const ChunkList& chunks, int64_t n) { blocks("adam_step", n, AdamStep{t, chunks, f, a.decoupled, a.newest}); });
 }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE

@@ -15,6 +15,14 @@ DETENT_HD void sgd_update(float& w, float g, float& v, float lr, float weight_de
   w -= lr * (nesterov ? d + momentum * v : v);
 }
 
+/// Polynomial-decay averaging (Shamir & Zhang 2013, section 4): the average after `step` steps (from 1) moves by this share of the way to the newest weights. It then
+/// spans about `span` of all steps so far, the last ones, wherever training ends; span 1 is the plain mean.
+inline float newest_share(double span, int64_t step) {
+  const double eta = 1.0 / span - 1.0, share = (eta + 1.0) / (static_cast<double>(step) + eta);
+  return static_cast<float>(share < 1.0 ? share : 1.0);
+}
+DETENT_HD void average_update(float& average, float w, float newest) { average += newest * (w - average); }
+
 struct AdamFactors {
   float beta1, beta2, eps;
   float step_size_factor;      ///< 1 / (1 - beta1^t)

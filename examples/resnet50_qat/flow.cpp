@@ -393,6 +393,7 @@ bool Flow::train() {
     ++progress_.epoch;
     progress_.batch = 0;
   }
+  if (o_.average_weights > 0.0f && progress_.step > 0) sgd_->use_averages(net_.parameters());
   naming_last_checkpoint([&] { nn::require_finite(net_, "training"); });
   log.sync();
   log.close();
@@ -478,6 +479,7 @@ int Flow::run_stages() {
   check_writable(o_.output);
   remove_left_overs();
   sgd_ = std::make_unique<nn::Sgd>(nn::Sgd::Options{.learning_rate = o_.lr, .momentum = o_.momentum, .weight_decay = o_.weight_decay});
+  sgd_->averaged_share = o_.average_weights;
   if (!resume_from_.empty()) {
     nn::initialize(net_);  // the checkpoint overwrites it, but folding looks at values
     fold();

@@ -63,6 +63,8 @@ void check(const Options& o, int threads) {
   finite("--range-lr-scale", o.range_lr_scale, 0.0f);
   finite("--momentum", o.momentum, 0.0f);
   finite("--weight-decay", o.weight_decay, 0.0f);
+  finite("--average-weights", o.average_weights, 0.0f);
+  DETENT_CHECK(o.average_weights <= 1.0f, "--average-weights ", o.average_weights, ": give a share of the steps, at most 1");
   DETENT_CHECK(o.momentum < 1.0f, "--momentum ", o.momentum, ": give a number below 1");
   DETENT_CHECK(!o.prefix.empty() && o.prefix.find('/') == std::string::npos, "--prefix \"", o.prefix, "\": give a file name without a folder; the folder is --output");
   DETENT_CHECK(!(o.built_in() && o.imported()), "--arch ", o.arch, ": also give --data; an imported network is not trained on the built-in data set");
@@ -114,6 +116,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--decay-steps", o.decay_steps, "epochs per division of the learning rate by 10");
   app.add_option("--momentum", o.momentum, "of SGD");
   app.add_option("--weight-decay", o.weight_decay, "of SGD");
+  app.add_option("--average-weights", o.average_weights, "the result's weights and ranges are averages over about this share of the steps, the last ones; 0: those of the last step");
   app.add_option("--max-steps", o.max_steps, "stop training after so many steps; 0: no limit");
   app.add_option("--eval-samples", o.eval_samples, "validate on the first so many images; 0: all");
   app.add_option("--classes", o.classes, "classes of the network; 0: as published");
@@ -196,6 +199,7 @@ std::string resume_key(const Options& o) {
                         {"decay-steps", o.decay_steps},
                         {"momentum", o.momentum},
                         {"weight-decay", o.weight_decay},
+                        {"average-weights", o.average_weights},
                         {"classes", o.classes},
                         {"image-size", o.image_size},
                         {"label-offset", o.label_offset},

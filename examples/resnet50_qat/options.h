@@ -37,6 +37,7 @@ struct Options {
   float lr = 1e-3f;
   int64_t decay_steps = 5;
   float momentum = 0.9f, weight_decay = 0.0f;
+  float average_weights = 0.1f;
   int64_t max_steps = 0, eval_samples = 0;
   int64_t classes = 0, image_size = 0;  ///< 0: by architecture
   std::optional<detent::io::Preprocess> preprocess;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "detent/core/error.h"
 #include "detent/io/data/resize.h"
@@ -93,7 +92,8 @@ void Preprocessor::run(const Image& image, float* out, Rng* rng, PreprocessScrat
   DETENT_CHECK(image.height > 0 && image.width > 0 && static_cast<int64_t>(image.pixels.size()) == image.height * image.width * 3, "preprocess: an image of ", image.height, "x",
                image.width, " with ", image.pixels.size(), " bytes");
   if (kind_ == Preprocess::keras) return keras(image, out, rng, scratch);
-  const uint8_t* rgb = kind_ == Preprocess::torchvision ? torchvision(image, rng, scratch) : cifar(image, rng, scratch);
+  const uint8_t* rgb = kind_ == Preprocess::torchvision ? torchvision(image, rng, scratch) : cifar(image, scratch);
+  if (kind_ == Preprocess::cifar && rng) return shifted(rgb, out, *rng);
   for (int64_t i = 0; i < size_ * size_; ++i) {
     for (int c = 0; c < 3; ++c) out[i * 3 + c] = table_[c][rgb[i * 3 + c]];
   }
@@ -135,27 +135,26 @@ const uint8_t* Preprocessor::torchvision(const Image& image, Rng* rng, Preproces
   return scratch.bytes.data();
 }
 
-const uint8_t* Preprocessor::cifar(const Image& image, Rng* rng, PreprocessScratch& scratch) const {
-  const uint8_t* whole = image.pixels.data();
-  const int64_t bytes = elements();
-  // Behind the augmented image there is room for the resized one.
-  scratch.bytes.resize(static_cast<size_t>(2 * bytes));
-  if (image.height != size_ || image.width != size_) {
-    const Size size = torchvision_size(image, size_);
-    const Window window{centred(size.height, size_), centred(size.width, size_), size_, size_};
-    resize_pil_bilinear(image, size.height, size.width, window, scratch.bytes.data() + bytes, scratch.rows);
-    whole = scratch.bytes.data() + bytes;
+const uint8_t* Preprocessor::cifar(const Image& image, PreprocessScratch& scratch) const {
+  if (image.height == size_ && image.width == size_) return image.pixels.data();
+  scratch.bytes.resize(static_cast<size_t>(elements()));
+  const Size size = torchvision_size(image, size_);
+  const Window window{centred(size.height, size_), centred(size.width, size_), size_, size_};
+  resize_pil_bilinear(image, size.height, size.width, window, scratch.bytes.data(), scratch.rows);
+  return scratch.bytes.data();
+}
+
+// The border is of the normalised image: zeros, the mean colour. Around the bytes it would be black, which no image's background is.
+void Preprocessor::shifted(const uint8_t* rgb, float* out, Rng& rng) const {
+  const int64_t dy = rng.below(2 * kCifarPad + 1) - kCifarPad, dx = rng.below(2 * kCifarPad + 1) - kCifarPad;
+  const bool flip = rng.below(2) == 1;
+  for (int64_t y = dy; y < size_ + dy; ++y) {
+    for (int64_t i = 0; i < size_; ++i, out += 3) {
+      const int64_t x = (flip ? size_ - 1 - i : i) + dx;
+      const bool inside = y >= 0 && y < size_ && x >= 0 && x < size_;
+      for (int c = 0; c < 3; ++c) out[c] = inside ? table_[c][rgb[(y * size_ + x) * 3 + c]] : 0.0f;
+    }
   }
-  if (!rng) return whole;
-  const int64_t dy = rng->below(2 * kCifarPad + 1) - kCifarPad, dx = rng->below(2 * kCifarPad + 1) - kCifarPad;
-  uint8_t* out = scratch.bytes.data();
-  std::memset(out, 0, static_cast<size_t>(bytes));
-  const int64_t x_begin = std::max<int64_t>(0, -dx), x_end = std::min(size_, size_ - dx);
-  for (int64_t y = std::max<int64_t>(0, -dy); y < std::min(size_, size_ - dy) && x_begin < x_end; ++y) {
-    std::memcpy(out + (y * size_ + x_begin) * 3, whole + ((y + dy) * size_ + x_begin + dx) * 3, static_cast<size_t>((x_end - x_begin) * 3));
-  }
-  if (rng->below(2) == 1) flip_rows(out, size_);
-  return out;
 }
 
 }  // namespace detent::io

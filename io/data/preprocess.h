@@ -3,7 +3,8 @@
 //                256..512 at random, random crop, flip (VGG preprocessing of TF-slim)
 //   torchvision  RGB/255 minus mean over deviation of ImageNet. Evaluation: shorter side to 256 (Pillow bilinear), centre crop 224. Training:
 //                random area 8..100 % of aspect 3/4..4/3 resized to 224, flip
-//   cifar        the same normalisation. Evaluation: the image as it is. Training: four black pixels around it, random crop, flip
+//   cifar        the same normalisation. Evaluation: the image as it is. Training: four pixels of the mean colour around it (He et al.
+//                2015 §4.2: the mean is subtracted first), random crop, flip
 // Sizes other than 224 scale the 256 with them; cifar images of another size are resized first (Pillow bilinear). Thread-safe.
 #pragma once
 
@@ -42,7 +43,8 @@ class Preprocessor {
  private:
   void keras(const Image& image, float* out, Rng* rng, PreprocessScratch& scratch) const;
   const uint8_t* torchvision(const Image& image, Rng* rng, PreprocessScratch& scratch) const;
-  const uint8_t* cifar(const Image& image, Rng* rng, PreprocessScratch& scratch) const;
+  const uint8_t* cifar(const Image& image, PreprocessScratch& scratch) const;
+  void shifted(const uint8_t* rgb, float* out, Rng& rng) const;
 
   Preprocess kind_;
   int64_t size_;

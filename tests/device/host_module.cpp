@@ -115,8 +115,8 @@ bool on_host(const HistogramArgs& a) { return on_host({a.x, a.counts}); }
 bool on_host(const ResizeArgs& a) { return on_host({a.x, a.y}); }
 bool on_host(const SoftmaxArgs& a) { return on_host({a.x, a.dy, a.y}); }
 bool on_host(const CrossEntropyArgs& a) { return on_host({a.logits, a.labels, a.target, a.loss, a.dlogits}); }
-bool on_host(const SgdTensor& t) { return on_host({t.w, t.g, t.momentum}); }
-bool on_host(const AdamTensor& t) { return on_host({t.w, t.g, t.m, t.v}); }
+bool on_host(const SgdTensor& t) { return on_host({t.w, t.g, t.momentum, t.average}); }
+bool on_host(const AdamTensor& t) { return on_host({t.w, t.g, t.m, t.v, t.average}); }
 bool on_host(const float* p) { return on_host({p}); }
 bool on_host(float) { return false; }
 bool on_host(int64_t) { return false; }

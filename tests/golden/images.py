@@ -88,10 +88,9 @@ for ih, iw in [(60, 91), (77, 40), (37, 37), (20, 33)]:
     put("keras", (ih, iw, 32), bgr.astype("<f4").tobytes())
 t = T.Compose([T.ToTensor(), normalize])(Image.fromarray(picture(32, 32)))
 put("cifar", (32, 32, 32), t.permute(1, 2, 0).contiguous().numpy().astype("<f4").tobytes())
-# every crop of the padded image, flipped or not, as torchvision's RandomCrop(8, padding=4) and flip can give it: the top-left one and one inside
-img = Image.fromarray(picture(8, 8))
-padded = T.Pad(4)(img)
+# some crops of the padded normalised image, flipped or not, as torchvision's RandomCrop(8, padding=4) and flip behind Normalize can give them
+padded = T.Pad(4)(normalize(T.ToTensor()(Image.fromarray(picture(8, 8)))))
 for y, x, flip in [(0, 0, 0), (3, 6, 0), (3, 6, 1), (8, 8, 1)]:
-    p = padded.crop((x, y, x + 8, y + 8))
-    p = p.transpose(Image.FLIP_LEFT_RIGHT) if flip else p
-    put("padded", (y, x, flip), normalize(T.ToTensor()(p)).permute(1, 2, 0).contiguous().numpy().astype("<f4").tobytes())
+    p = padded[:, y : y + 8, x : x + 8]
+    p = p.flip(2) if flip else p
+    put("padded", (y, x, flip), p.permute(1, 2, 0).contiguous().numpy().astype("<f4").tobytes())

@@ -187,7 +187,7 @@ TEST_CASE("evaluation preprocessing equals torchvision's and the Keras example's
   CHECK(evaluate(Preprocess::cifar, 16, picture(40, 20)).size() == 16 * 16 * 3);
 }
 
-TEST_CASE("cifar training crops are those of the image padded with black, all of them, flipped half the time") {
+TEST_CASE("cifar training crops are those of the image padded with the mean colour, all of them, flipped half the time") {
   const Preprocessor p(Preprocess::cifar, 8);
   PreprocessScratch scratch;
   const Image image = picture(8, 8);

@@ -181,6 +181,93 @@ TEST_CASE("optimizer_state_continues_to_the_same_bits") {
   }
 }
 
+TEST_CASE("averages_of_the_last_steps") {
+  // The weight of step t in the average after n steps is share(t) * product over s > t of (1 - share(s)), share(t) = (eta + 1) / (t + eta): about (t / n)^eta.
+  for (const float span : {1.0f, 0.25f, 0.1f}) {
+    for (const bool adam : {false, true}) {
+      CAPTURE(span);
+      CAPTURE(adam);
+      std::unique_ptr<Optimizer> o;
+      if (adam) {
+        o = std::make_unique<Adam>(Adam::Options{.learning_rate = 0.05f});
+      } else {
+        o = std::make_unique<Sgd>(Sgd::Options{.learning_rate = 0.05f});
+      }
+      o->averaged_share = span;
+      Parameter p, still;
+      p.name = "w";
+      p.value = random_tensor({5}, 1);
+      still.name = "still";
+      still.value = random_tensor({5}, 2);
+      const Tensor untouched = still.value.clone();
+      constexpr int kSteps = 40;
+      std::vector<std::vector<float>> seen;
+      for (int s = 0; s < kSteps; ++s) {
+        p.grad = random_tensor({5}, static_cast<uint64_t>(10 + s));
+        o->step(std::vector<Parameter*>{&p, &still});
+        seen.push_back(p.value.to_vector<float>());
+      }
+      const double eta = 1.0 / static_cast<double>(span) - 1.0;
+      std::vector<double> want(5, 0.0);
+      double weight_of_last = 0.0, weights = 0.0;
+      for (int t = 1; t <= kSteps; ++t) {
+        double weight = std::min(1.0, (eta + 1.0) / (t + eta));
+        for (int s = t + 1; s <= kSteps; ++s) weight *= 1.0 - std::min(1.0, (eta + 1.0) / (s + eta));
+        weights += weight;
+        if (t > kSteps * (1.0 - 2.0 * static_cast<double>(span))) weight_of_last += weight;
+        for (size_t i = 0; i < 5; ++i) want[i] += weight * static_cast<double>(seen[static_cast<size_t>(t - 1)][i]);
+      }
+      CHECK(weights == doctest::Approx(1.0));
+      CHECK(weight_of_last > 0.8);  // twice the span holds most of it
+      o->use_averages(std::vector<Parameter*>{&p, &still});
+      for (size_t i = 0; i < 5; ++i) CHECK(std::abs(static_cast<double>(p.value.data<float>()[i]) - want[i]) < 2e-6);
+      CHECK(same_bits(still.value, untouched));
+      if (span == 1.0f) {
+        double mean = 0.0;
+        for (const auto& v : seen) mean += static_cast<double>(v[0]) / kSteps;
+        CHECK(static_cast<double>(p.value.data<float>()[0]) == doctest::Approx(mean));
+      }
+    }
+  }
+}
+
+TEST_CASE("averages_go_on_after_a_restore_and_refuse_what_does_not_fit") {
+  const auto run = [](Sgd& o, Parameter& p, int from, int to) {
+    for (int s = from; s < to; ++s) {
+      p.grad = random_tensor({9}, static_cast<uint64_t>(s));
+      o.step(std::vector<Parameter*>{&p});
+    }
+  };
+  Parameter p, q;
+  p.name = q.name = "w";
+  p.value = random_tensor({9}, 50);
+  Sgd one({.learning_rate = 0.1f}), two({.learning_rate = 0.1f});
+  one.averaged_share = two.averaged_share = 0.1f;
+  CHECK_MENTIONS(message_of([&] { one.use_averages(std::vector<Parameter*>{&p}); }), "no averages");
+  run(one, p, 0, 7);
+  q.value = p.value.clone();
+  two.restore(one.state(), one.steps_done());
+  run(one, p, 7, 20);
+  run(two, q, 7, 20);
+  CHECK_FALSE(same_bits(p.value, [&] {
+    Parameter last;
+    last.name = "w";
+    last.value = p.value.clone();
+    one.use_averages(std::vector<Parameter*>{&last});
+    return last.value;
+  }()));
+  one.use_averages(std::vector<Parameter*>{&p});
+  two.use_averages(std::vector<Parameter*>{&q});
+  CHECK(same_bits(p.value, q.value));
+  Parameter other;
+  other.name = "w";
+  other.value = Tensor::zeros({4});
+  CHECK_MENTIONS(message_of([&] { one.use_averages(std::vector<Parameter*>{&other}); }), "another network");
+  one.averaged_share = 1.5f;
+  p.grad = random_tensor({9}, 3);
+  CHECK_MENTIONS(message_of([&] { one.step(std::vector<Parameter*>{&p}); }), "1.5");
+}
+
 TEST_CASE("schedules") {
   const Schedule constant{.base = 0.3f};
   CHECK(constant.at(0) == 0.3f);

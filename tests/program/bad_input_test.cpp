@@ -82,6 +82,8 @@ TEST_CASE("bad_options") {
                {"NaN learning rate", {"--lr", "nan"}, {"--lr"}},
                {"infinite learning rate", {"--lr", "inf"}, {"--lr"}},
                {"momentum 1", {"--momentum", "1"}, {"--momentum"}},
+               {"average of more than all steps", {"--average-weights", "1.5"}, {"--average-weights", "1.5"}},
+               {"average that is no number", {"--average-weights", "nan"}, {"--average-weights"}},
                {"unknown device", {"--device", "tpu"}, {"tpu", "cpu"}},
                {"a device without a number", {"--device", "cuda:"}, {"--device cuda:", "cuda:N"}},
                {"a device that is not there", {"--device", "cuda:97"}, {"--device cuda:97"}},
