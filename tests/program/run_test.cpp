@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "detent/io/encodings.h"
+#include "detent/io/safetensors.h"
 #include "detent/tests/program/support.h"
 
 using namespace detent;
@@ -160,6 +161,25 @@ TEST_CASE("products_as_floats_and_gradients_in_bf16") {
   // Judged in f32: what comes before training is the same.
   for (const char* stage : {"float", "folded", "ptq"}) CHECK(rounded.at(stage) == integers.at(stage));
   CHECK(weights("bf16") != weights("integers"));
+}
+
+TEST_CASE("the_result_is_an_average_unless_the_last_step_is_asked_for") {
+  const Workshop w;
+  REQUIRE(w.run(w.good("average")).code == 0);
+  REQUIRE(w.run(w.good("last") + Arguments{"--average-weights", "0"}).code == 0);
+  CHECK(slurp((w / "average") + "/m.log.jsonl") == slurp((w / "last") + "/m.log.jsonl"));  // training is the same
+  for (const char* file : {"m.safetensors", "m.encodings", "m.qdq.onnx"}) CHECK(slurp((w / "average") + "/" + file) != slurp((w / "last") + "/" + file));
+  // Of six steps the average holds mostly the last ones: close to their weights.
+  const io::SafeTensors average = io::load_safetensors((w / "average") + "/m.safetensors"), last = io::load_safetensors((w / "last") + "/m.safetensors");
+  const std::vector<float> a = average.find("conv1.weight")->to_vector<float>(), b = last.find("conv1.weight")->to_vector<float>();
+  REQUIRE(a.size() == b.size());
+  double difference = 0.0, size = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+    size += std::abs(static_cast<double>(b[i]));
+  }
+  CHECK(difference > 0.0);
+  CHECK(difference < 0.05 * size);
 }
 
 TEST_CASE("what_is_left_out_is_told") {
