@@ -1,7 +1,7 @@
 // ResNet-50 at 224x224 on random images: images per second of evaluation and training, float and quantized. One JSON line with --json.
-//   resnet50_bench --mode eval|train|qat-train|qat-eval|int8-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 1] --json
+//   resnet50_bench --mode eval|train|qat-train|qat-eval|int8-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 0] --json
 // --products floats: quantized layers multiply floats, the reference of multiplying integers.
-// --record 1: forward and backward of a training step are recorded and replayed (a CUDA graph); the JSON line says how many steps were replays.
+// On a GPU forward and backward of a training step are recorded and replayed (a CUDA graph), unless --record 0; the JSON line says how many steps were replays.
 // --profile: after the timed steps as many more, with a table of the time of each layer.
 // train: the unfolded network with batch norm in training mode; with --folded 1 that of qat-*, in float. qat-*: folded, W8A8, learned ranges. int8-eval: that network by integer execution.
 #include <sys/resource.h>
@@ -34,7 +34,7 @@ struct Options {
   std::string mode = "eval", device = "cpu", config, precision, products = "integers";
   int64_t batch = 16, steps = 5, warmup = 2, image_size = 224;
   int threads = 0;
-  bool json = false, record = false, profile = false, folded = false;
+  bool json = false, record = true, profile = false, folded = false;
 };
 
 int64_t number(const std::string& option, const char* text_) {
@@ -139,15 +139,17 @@ int run(const Options& o) {
   }
   nn::Sgd sgd({.learning_rate = 1e-5f});
   nn::Trainer trainer(net, sgd, {.base = 1e-5f});
-  trainer.record = o.record;
+  trainer.record = o.record && device.type == DeviceType::cuda;
+  // Recorded is the second step of its kind, and learned ranges leave calibration's in the first.
+  const int64_t warmup = std::max<int64_t>(o.warmup, trainer.record ? 4 : 0);
   const bool training = o.mode.ends_with("train");
   std::vector<double> rates;
-  for (int64_t i = 0; i < o.warmup + o.steps; ++i) {
+  for (int64_t i = 0; i < warmup + o.steps; ++i) {
     const auto start = Clock::now();
     if (training) trainer.step(images, labels);
     else nn::infer(net, images);
     backend(device).synchronize();
-    if (i >= o.warmup) rates.push_back(static_cast<double>(o.batch) / std::chrono::duration<double>(Clock::now() - start).count());
+    if (i >= warmup) rates.push_back(static_cast<double>(o.batch) / std::chrono::duration<double>(Clock::now() - start).count());
   }
   if (o.profile) {
     Profile profile(device);
