@@ -31,6 +31,21 @@ ConvGeometry geometry_of(const Shape& x, const Shape& y, const PoolSpec& s) {
           .dilation_w = s.dilation[1]};
 }
 
+PoolSpec whole(const Shape& x) { return {.kernel = {x[1], x[2]}}; }
+
+Tensor average_backward(const ConvGeometry& g, const Shape& from, const PoolSpec& spec, const Tensor& dy) {
+  Tensor dx(from, DType::f32, dy.device());
+  PoolBackwardArgs back;
+  back.geometry = g;
+  back.dy = dy.data<float>();
+  back.dx = dx.data<float>();
+  back.count_include_pad = spec.count_include_pad;
+  back.pad_bottom = spec.padding.bottom;
+  back.pad_right = spec.padding.right;
+  ops::kernels(dy.device()).average_pool_backward(back);
+  return dx;
+}
+
 Var average(const char* op, const Var& x, const PoolSpec& spec) {
   const Device device = ops::check_args(op, {{"x", x}});
   const Shape from = x.shape(), to = pool_shape(op, from, spec);
@@ -44,18 +59,7 @@ Var average(const char* op, const Var& x, const PoolSpec& spec) {
   args.pad_bottom = spec.padding.bottom;
   args.pad_right = spec.padding.right;
   ops::kernels(device).average_pool(args);
-  return Tape::record(op, {x}, Var(std::move(y)), [g, from, spec](const Tensor& dy, GradSink& sink) {
-    Tensor dx(from, DType::f32, dy.device());
-    PoolBackwardArgs back;
-    back.geometry = g;
-    back.dy = dy.data<float>();
-    back.dx = dx.data<float>();
-    back.count_include_pad = spec.count_include_pad;
-    back.pad_bottom = spec.padding.bottom;
-    back.pad_right = spec.padding.right;
-    ops::kernels(dy.device()).average_pool_backward(back);
-    sink.add(0, std::move(dx));
-  });
+  return Tape::record(op, {x}, Var(std::move(y)), [g, from, spec](const Tensor& dy, GradSink& sink) { sink.add(0, average_backward(g, from, spec, dy)); });
 }
 
 }  // namespace
@@ -119,10 +123,7 @@ Shape global_average_pool_shape(const Shape& x) {
 
 Var global_average_pool(const Var& x) {
   global_average_pool_shape(x.shape());
-  PoolSpec spec;
-  spec.kernel[0] = x.shape()[1];
-  spec.kernel[1] = x.shape()[2];
-  return average("global_average_pool", x, spec);
+  return average("global_average_pool", x, whole(x.shape()));
 }
 
 namespace {
@@ -139,13 +140,7 @@ void average_codes(const char* op, const Var& x, const Epilogue& epilogue) {
 }
 
 Tensor global_average_backward(const Shape& from, const Tensor& dy) {
-  Tensor dx(from, DType::f32, dy.device());
-  PoolBackwardArgs back;
-  back.geometry = geometry_of(from, global_average_pool_shape(from), {.kernel = {from[1], from[2]}});
-  back.dy = dy.data<float>();
-  back.dx = dx.data<float>();
-  ops::kernels(dy.device()).average_pool_backward(back);
-  return dx;
+  return average_backward(geometry_of(from, global_average_pool_shape(from), whole(from)), from, whole(from), dy);
 }
 
 }  // namespace

@@ -303,13 +303,7 @@ TEST_CASE("a recorded step with learned ranges gives the same bits while its gri
         std::map<std::string, Grid> before;
         for (const Placement& p : sim.placements()) before[p.name] = p.quantizer->grids().front();
         Sgd sgd({.learning_rate = 0.05f, .momentum = 0.9f});
-        Trainer trainer(g, sgd, {.base = 0.05f});
-        trainer.record = record;
-        Training t;
-        for (int64_t i = 0; i < kSteps; ++i) t.losses.push_back(trainer.step(images(static_cast<uint64_t>(20 + i % 3)), labels()).loss);
-        for (const Parameter* p : g.parameters()) t.parameters.push_back(p->value.to(Device{}));
-        t.replays = trainer.recorded().replays();
-        t.refusal = trainer.recorded().refusal();
+        Training t = train(g, record, sgd, kSteps);
         int scales = 0;
         for (const Placement& p : sim.placements()) {
           const Grid& now = p.quantizer->grids().front();
