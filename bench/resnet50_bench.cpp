@@ -139,9 +139,9 @@ int run(const Options& o) {
   }
   nn::Sgd sgd({.learning_rate = 1e-5f});
   nn::Trainer trainer(net, sgd, {.base = 1e-5f});
-  trainer.record = o.record && device.type == DeviceType::cuda;
+  trainer.record = o.record;
   // Recorded is the second step of its kind, and learned ranges leave calibration's in the first.
-  const int64_t warmup = std::max<int64_t>(o.warmup, trainer.record ? 4 : 0);
+  const int64_t warmup = std::max<int64_t>(o.warmup, o.record && backend(device).records() ? 4 : 0);
   const bool training = o.mode.ends_with("train");
   std::vector<double> rates;
   for (int64_t i = 0; i < warmup + o.steps; ++i) {

@@ -457,10 +457,10 @@ class Backend {
   /// Host memory that start_upload() reads; page-locked where the device wants it. Throws Error when there is none.
   virtual void* allocate_pinned(size_t bytes);
   virtual void release_pinned(void* p, size_t bytes) noexcept;
-  /// Begins a copy to the device beside its other work. What the device is given after finish_upload() sees it; the source may change once upload_done().
+  /// Begins a copy to the device beside its other work. What the device is given after finish_upload() sees it; the source may change after wait_for_upload().
   virtual void start_upload(void* dst, const void* pinned, size_t bytes);
   virtual void finish_upload() {}
-  virtual bool upload_done() { return true; }
+  virtual void wait_for_upload() noexcept {}
 
   /// Recording of what this thread gives the device, to be run again as one. Memory that is allocated meanwhile stays the recording's own.
   virtual bool records() const { return false; }

@@ -70,7 +70,7 @@ void DeviceBackend::start_upload(void* dst, const void* pinned, size_t bytes) { 
 
 void DeviceBackend::finish_upload() { check(module_.finish_upload(device_.index)); }
 
-bool DeviceBackend::upload_done() { return module_.upload_done(device_.index); }
+void DeviceBackend::wait_for_upload() noexcept { module_.wait_for_upload(device_.index); }
 
 namespace {
 

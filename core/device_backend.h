@@ -27,7 +27,7 @@ class DeviceBackend final : public Backend {
   void release_pinned(void* p, size_t bytes) noexcept override;
   void start_upload(void* dst, const void* pinned, size_t bytes) override;
   void finish_upload() override;
-  bool upload_done() override;
+  void wait_for_upload() noexcept override;
   bool records() const override { return true; }
   bool recording() const override { return recording_; }
   void begin_recording() override;

@@ -9,7 +9,7 @@
 
 namespace detent {
 
-constexpr uint32_t kDeviceModuleVersion = 3;
+constexpr uint32_t kDeviceModuleVersion = 4;
 
 /// What the module asks of the library: memory for the length of a kernel, from the device's caching allocator.
 struct ModuleHost {
@@ -45,8 +45,8 @@ struct DeviceModule {
   /// A copy from page-locked memory beside the stream's work: it starts after what the stream has now, and what the stream gets after finish waits for it.
   const char* (*start_upload)(int device, void* dst, const void* pinned, size_t bytes);
   const char* (*finish_upload)(int device);
-  /// True when every started upload has left its source.
-  bool (*upload_done)(int device);
+  /// Returns when every started upload has left its source.
+  void (*wait_for_upload)(int device);
   /// What the calling thread launches between the two is recorded, not run.
   const char* (*begin_capture)(int device);
   const char* (*end_capture)(int device, void** graph);  // *graph is null after an error

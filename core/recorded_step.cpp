@@ -5,8 +5,8 @@
 namespace detent {
 namespace {
 
-std::string key_of(const std::string& key, const std::vector<Tensor>& inputs) {
-  std::string all = key;
+std::string key_of(const std::string& key, Precision precision, const std::vector<Tensor>& inputs) {
+  std::string all = text(static_cast<int>(precision), " ", key);
   for (const Tensor& t : inputs) all += text(" ", to_string(t.dtype()), t.shape());
   return all;
 }
@@ -29,6 +29,7 @@ int64_t RecordedStep::recordings() const {
 }
 
 std::vector<Tensor> RecordedStep::record(Entry& e, const std::vector<Tensor>& inputs, const Work& work) {
+  e.inputs.clear();  // an attempt that an error cut short may have left some
   for (const Tensor& t : inputs) {
     e.inputs.emplace_back(t.shape(), t.dtype(), device_);
     e.inputs.back().copy_from(t);
@@ -69,7 +70,7 @@ std::vector<Tensor> RecordedStep::run(const std::string& key, const std::vector<
   if (!backend_.records()) {
     refusal_ = text(to_string(device_), " does not record");
   } else {
-    Entry& e = entries_[key_of(key, inputs)];
+    Entry& e = entries_[key_of(key, backend_.precision(), inputs)];
     if (e.recording) {
       for (size_t i = 0; i < inputs.size(); ++i) e.inputs[i].copy_from(inputs[i]);
       backend_.replay(e.recording);

@@ -21,8 +21,8 @@ class RecordedStep {
   RecordedStep(const RecordedStep&) = delete;
   RecordedStep& operator=(const RecordedStep&) = delete;
 
-  /// Runs the work on these inputs (moved to the device). `key` names what else the work depends on. Results of a replay are valid until the next call with
-  /// the same shapes and key. Work that cannot be recorded (it reads results on the host, or the device does not record) runs step by step.
+  /// Runs the work on these inputs (moved to the device). `key` names what else the work depends on, besides the device's precision. Results of a replay are valid
+  /// until the next call with the same shapes, precision and key. Work that cannot be recorded (it reads results on the host, or the device does not record) runs step by step.
   std::vector<Tensor> run(const std::string& key, const std::vector<Tensor>& inputs, const Work& work);
   /// Drops every recording: what the work does has changed.
   void forget();

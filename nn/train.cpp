@@ -60,7 +60,8 @@ StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   info.images = images.dim(0);
   info.learning_rate = schedule_.at(step_);
   if (freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after) set_batch_norm_frozen(graph_, true);
-  const std::vector<Tensor> results = record && graph_.execution() == Graph::Execution::planned ? recorded_forward_backward(images, labels) : forward_backward(images, labels);
+  const bool recorded = record && backend(graph_.device()).records() && graph_.execution() == Graph::Execution::planned;
+  const std::vector<Tensor> results = recorded ? recorded_forward_backward(images, labels) : forward_backward(images, labels);
   info.loss = results[0].item();
   if (!std::isfinite(info.loss)) {
     const NoGrad no_grad;

@@ -49,7 +49,7 @@ class Trainer {
   /// Continues a schedule that was interrupted after this many steps.
   void set_steps_done(int64_t steps) { step_ = steps; }
   float label_smoothing = 0.0f;
-  /// Where the device can: forward and backward are recorded per shape and replayed (a CUDA graph). Learned ranges become grids on the host before each replay.
+  /// Where the device records: forward and backward are recorded per shape and replayed (a CUDA graph); a CPU runs as without. Learned ranges become grids on the host before each replay.
   /// Quantizers that encode weights anew at each step read them there, and run step by step as before; so does what is executed node by node. After a change to the
   /// graph between two steps call forget_recordings().
   bool record = false;
@@ -111,21 +111,27 @@ struct FitOptions {
   float momentum = 0.9f;
   float weight_decay = 0.0f;
   int64_t max_steps = 0;                              ///< 0: no limit
+  float average_weights = 0.0f;                       ///< the result is the average over about this share of the steps, the last ones (Optimizer::averaged_share); 0: the last step's
   std::function<bool(const StepInfo&)> on_step = {};  ///< false stops
 };
 
-/// SGD with momentum at a constant learning rate over `epochs` passes of `source`.
+/// SGD with momentum at a constant learning rate over `epochs` passes of `source`. On a GPU steps are recorded (Trainer::record): on_step must not change the graph.
 template <class Source>
 int64_t fit(Graph& graph, Source&& source, const FitOptions& options) {
   Sgd sgd({.learning_rate = options.learning_rate, .momentum = options.momentum, .weight_decay = options.weight_decay});
+  sgd.averaged_share = options.average_weights;
   Trainer trainer(graph, sgd, {.base = options.learning_rate});
-  for (int64_t epoch = 0; epoch < options.epochs; ++epoch) {
+  trainer.record = true;
+  bool stopped = false;
+  for (int64_t epoch = 0; epoch < options.epochs && !stopped; ++epoch) {
     for (const auto& batch : source) {
       StepInfo info = trainer.step(batch.images, batch.labels);
       info.epoch = epoch;
-      if ((options.on_step && !options.on_step(info)) || info.step == options.max_steps) return info.step;
+      stopped = (options.on_step && !options.on_step(info)) || info.step == options.max_steps;
+      if (stopped) break;
     }
   }
+  if (options.average_weights > 0.0f && trainer.steps_done() > 0) sgd.use_averages(graph.parameters());
   return trainer.steps_done();
 }
 

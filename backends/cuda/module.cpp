@@ -100,7 +100,7 @@ const char* open(int device, const ModuleHost& host) {
   }
   if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d.upload_stream, cudaStreamNonBlocking);
   if (e == cudaSuccess) e = cudaEventCreateWithFlags(&d.before_upload, cudaEventDisableTiming);
-  if (e == cudaSuccess) e = cudaEventCreateWithFlags(&d.after_upload, cudaEventDisableTiming);
+  if (e == cudaSuccess) e = cudaEventCreateWithFlags(&d.after_upload, cudaEventDisableTiming | cudaEventBlockingSync);
   cudaStream_t stream = nullptr;
   if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (e != cudaSuccess) return text_of("opening the device", e);
@@ -197,9 +197,10 @@ const char* finish_upload(int device) {
   return checked("upload", cudaStreamWaitEvent(g_devices[device].stream, g_devices[device].after_upload, 0));
 }
 
-bool upload_done(int device) {
+// Waits, and does not ask: cudaEventQuery's "not ready" would stay behind as the thread's last error and be taken for a launch that failed.
+void wait_for_upload(int device) {
   make_current(device);
-  return cudaEventQuery(g_devices[device].after_upload) != cudaErrorNotReady;
+  cudaEventSynchronize(g_devices[device].after_upload);
 }
 
 const char* begin_capture(int device) {
@@ -216,8 +217,10 @@ const char* end_capture(int device, void** graph) {
   cudaGraphExec_t ready = nullptr;
   e = cudaGraphInstantiate(&ready, recorded, 0);
   cudaGraphDestroy(recorded);
-  if (e == cudaSuccess) *graph = ready;
-  return checked("making a graph", e);
+  const char* message = checked("making a graph", e);  // or a launch that failed while it was recorded: the graph lacks that kernel
+  if (!message) *graph = ready;
+  else if (ready) cudaGraphExecDestroy(ready);
+  return message;
 }
 
 const char* launch_graph(int device, void* graph) {
@@ -314,7 +317,7 @@ extern "C" __attribute__((visibility("default"))) const detent::DeviceModule* de
       .synchronize = c::synchronize,
       .start_upload = c::start_upload,
       .finish_upload = c::finish_upload,
-      .upload_done = c::upload_done,
+      .wait_for_upload = c::wait_for_upload,
       .begin_capture = c::begin_capture,
       .end_capture = c::end_capture,
       .launch_graph = c::launch_graph,

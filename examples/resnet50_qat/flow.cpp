@@ -192,6 +192,7 @@ void Flow::train_built_in() {
   net_.to(device_);
   nn::Adam adam({.learning_rate = kFloatLearningRate, .weight_decay = 0.05f, .decoupled = true});
   nn::Trainer trainer(net_, adam, {.kind = nn::Schedule::Kind::cosine, .base = kFloatLearningRate, .warmup_steps = o_.float_steps / 10, .total_steps = o_.float_steps});
+  trainer.record = true;
   io::LoaderOptions options = loader_options(true);
   options.drop_last = true;
   io::Loader loader(train_set_, options);
@@ -358,7 +359,7 @@ bool Flow::train() {
   nn::Trainer trainer(net_, *sgd_, {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * per_epoch});
   trainer.set_steps_done(progress_.step);
   trainer.freeze_batch_norm_after = o_.freeze_bn_after;
-  trainer.record = device_.type == DeviceType::cuda;
+  trainer.record = true;
 
   make_folders(o_.output);
   LogGuard guard{path(".log.jsonl"), progress_.step > 0};

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
 
 #include "detent/core/parallel.h"
 
@@ -11,18 +10,14 @@ namespace detent::io {
 Uploader::Uploader(Device device) : device_(device), backend_(backend(device)) {}
 
 Uploader::~Uploader() {
-  wait();
+  backend_.wait_for_upload();
   if (staging_) backend_.release_pinned(staging_, staging_bytes_);
-}
-
-void Uploader::wait() noexcept {
-  while (!backend_.upload_done()) std::this_thread::yield();
 }
 
 Tensor Uploader::start(const Tensor& host) {
   const auto bytes = static_cast<size_t>(host.bytes());
   Tensor there(host.shape(), host.dtype(), device_);
-  wait();  // the copy before this one has left the staging memory
+  backend_.wait_for_upload();  // the copy before this one has left the staging memory
   if (bytes > staging_bytes_) {
     if (staging_) backend_.release_pinned(staging_, staging_bytes_);
     staging_ = nullptr;

@@ -20,8 +20,6 @@ class Uploader {
   void finish();
 
  private:
-  void wait() noexcept;
-
   Device device_;
   Backend& backend_;
   void* staging_ = nullptr;

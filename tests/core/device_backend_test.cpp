@@ -114,7 +114,7 @@ const DeviceModule kModule = {
     .synchronize = [](int) { return report(); },
     .start_upload = copy_bytes,
     .finish_upload = [](int) { return report(); },
-    .upload_done = [](int) { return true; },
+    .wait_for_upload = [](int) {},
     .begin_capture =
         [](int) {
           fake().capturing = true;

@@ -219,6 +219,22 @@ TEST_CASE("a recorded training step gives the same bits, is keyed by shape, and 
   CHECK(trainer.recorded().replays() == 2);
 }
 
+TEST_CASE("a recorded step follows the device's precision") {
+  NEEDS_DEVICE();
+  const auto factor = [] { return Tensor::full({1, 1}, 1.0f + 1.0f / 1024.0f, kGpu); };  // bf16 rounds it to 1
+  RecordedStep step(kGpu);
+  const Precision before = backend(kGpu).precision();
+  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::f32}) {
+    backend(kGpu).set_precision(precision);
+    for (int i = 0; i < 3; ++i) {
+      const std::vector<Tensor> y = step.run("", {Tensor::full({1, 1}, 1.0f + 1.0f / 1024.0f)}, [&](const std::vector<Tensor>& in) { return std::vector<Tensor>{dense(Var(in[0]), Var(factor())).dense()}; });
+      CHECK((y[0].item() == 1.0f) == (precision == Precision::bf16));
+    }
+  }
+  CHECK(step.recordings() == 2);
+  backend(kGpu).set_precision(before);
+}
+
 TEST_CASE("work that reads results on the host is not recorded and runs all the same") {
   NEEDS_DEVICE();
   RecordedStep step(kGpu);

@@ -263,7 +263,7 @@ extern "C" const detent::DeviceModule* detent_cuda_module() {
       .synchronize = [](int) { return refuse_while_recording("synchronize"); },
       .start_upload = [](int, void* dst, const void* src, size_t bytes) { return copy(dst, src, bytes, true); },
       .finish_upload = [](int) { return report(); },
-      .upload_done = [](int) { return true; },
+      .wait_for_upload = [](int) {},
       .begin_capture = [](int) -> const char* {
         g.recording = true;
         g.invalid = false;

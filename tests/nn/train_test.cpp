@@ -41,6 +41,32 @@ TEST_CASE("training_overfits_eight_images") {
   CHECK(fit(g, data, {.epochs = 5, .max_steps = 3}) == 3);
 }
 
+TEST_CASE("fit's result is the mean of its steps' weights when all are averaged, and the last step's when none are") {
+  for (const float share : {0.0f, 1.0f}) {
+    CAPTURE(share);
+    Graph g = small_network();
+    initialize(g, {.seed = 2});
+    fold_batch_norms(g);
+    const std::vector<Batch> data{eight_images(8, 4)};
+    std::vector<std::vector<float>> after_each;
+    const auto watch = [&](const StepInfo&) {
+      after_each.push_back(g.parameters()[0]->value.to_vector<float>());
+      return true;
+    };
+    CHECK(fit(g, data, {.epochs = 9, .learning_rate = 0.05f, .max_steps = 5, .average_weights = share, .on_step = watch}) == 5);
+    REQUIRE(after_each.size() == 5);
+    CHECK(after_each.front() != after_each.back());
+    const std::vector<float> result = g.parameters()[0]->value.to_vector<float>();
+    if (share == 0.0f) CHECK(result == after_each.back());
+    if (share == 0.0f) continue;
+    for (size_t i = 0; i < result.size(); ++i) {
+      double mean = 0.0;
+      for (const std::vector<float>& w : after_each) mean += static_cast<double>(w[i]) / 5.0;
+      CHECK(std::abs(static_cast<double>(result[i]) - mean) <= 1e-6);
+    }
+  }
+}
+
 TEST_CASE("quantized_training_overfits_eight_images") {
   Graph g = small_network();
   initialize(g, {.seed = 2});
