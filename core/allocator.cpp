@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "detent/core/error.h"
+#include "detent/core/host_memory.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -17,8 +18,10 @@ namespace detent {
 namespace {
 
 struct HostMemory final : RawMemory {
-  static constexpr size_t kHugePage = size_t{2} << 20;
+  static constexpr size_t kHugePage = size_t{2} << 20, kLarge = size_t{64} << 20;
   void* acquire(size_t bytes) override {
+    // The system promises more than it has and ends the process that takes it at its word: large blocks are asked for only while they are there.
+    if (const int64_t left = bytes >= kLarge ? available_host_memory() : -1; left >= 0 && bytes > static_cast<size_t>(left)) return nullptr;
     const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
     void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
 #ifdef __linux__
@@ -28,6 +31,10 @@ struct HostMemory final : RawMemory {
     return p;
   }
   void release(void* p, size_t) override { std::free(p); }
+  std::string state() override {
+    const int64_t left = available_host_memory();
+    return left < 0 ? std::string() : text(" on the cpu, where ", left, " bytes are available");
+  }
 };
 
 using FreeBlocks = std::unordered_map<size_t, std::vector<void*>>;

@@ -1,4 +1,4 @@
-// AIMET encodings files: write 0.6.1, 1.0.0 and 2.0.0, read all three, from and to one EncodingMap. Thread-safe.
+// AIMET encodings files: write 0.6.1, 1.0.0 and 2.0.0, read these and 0.4.0 to 0.6.2 and 2.1.0, from and to one EncodingMap. Thread-safe.
 // Offsets: 0.6.1 and 1.0.0 hold qmin - zero_point (minus the zero point on the unsigned grid); 2.0.0 holds y_zero_point and an integer type.
 #pragma once
 

@@ -81,7 +81,8 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
   std::string wrong;
   int count = 0;
   std::vector<std::tuple<std::string, Tensor*, const Tensor*>> fitting;
-  for (const auto& [name, target] : graph.state()) {
+  const auto state = graph.state();
+  for (const auto& [name, target] : state) {
     const auto it = given.find(name);
     if (it == given.end()) {
       append_some(wrong, count, text(name, ": missing, expected ", file_shape(target->shape())));
@@ -96,7 +97,12 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
     given.erase(it);
   }
   for (const auto& [name, tensor] : given) append_some(wrong, count, text(name, ": ", tensor->shape(), " is not in this network"));
-  DETENT_CHECK(wrong.empty(), "weights ", source, ": ", count, " tensors do not fit; is --arch right?", wrong, count > 40 ? "\n  ..." : "");
+  const auto is_statistic = [](std::string_view name) { return name.ends_with(".running_var"); };
+  const bool folded = std::any_of(state.begin(), state.end(), [&](const auto& s) { return is_statistic(s.first); }) &&
+                      std::none_of(tensors.begin(), tensors.end(), [&](const NamedTensor& t) { return is_statistic(t.name); });
+  DETENT_CHECK(wrong.empty(), "weights ", source, ": ", count, " tensors do not fit; ",
+               folded ? "the file has no batch norms, as one that was written after folding: fold the network before it is loaded, or give the .onnx file written beside it as --arch"
+                      : "is --arch right?", wrong, count > 40 ? "\n  ..." : "");
   for (const auto& [name, target, value] : fitting) {
     const Tensor& t = *value;
     const auto bad = static_cast<int64_t>(std::count_if(t.data<float>(), t.data<float>() + t.elements(), [](float v) { return !std::isfinite(v); }));

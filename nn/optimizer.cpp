@@ -134,13 +134,19 @@ void Adam::update(std::span<Parameter* const> parameters) {
   }
 }
 
+void Schedule::check() const {
+  DETENT_CHECK(warmup_steps >= 0, "schedule: warmup_steps is ", warmup_steps, "; give 0 or more");
+  DETENT_CHECK(kind != Kind::step || decay_every > 0, "schedule: decay_every is ", decay_every, "; kind step needs the steps per division");
+  DETENT_CHECK(kind != Kind::cosine || total_steps > warmup_steps, "schedule: total_steps is ", total_steps, ", warmup_steps ", warmup_steps, "; kind cosine ends at total_steps, behind the warm-up");
+}
+
 float Schedule::at(int64_t step) const {
   if (step < warmup_steps) return base * static_cast<float>(step + 1) / static_cast<float>(warmup_steps);
   switch (kind) {
     case Kind::constant: return base;
-    case Kind::step: return decay_every > 0 ? base * std::pow(decay_factor, static_cast<float>(step / decay_every)) : base;
+    case Kind::step: return base * std::pow(decay_factor, static_cast<float>(step / decay_every));
     case Kind::cosine: {
-      const double span = static_cast<double>(std::max<int64_t>(1, total_steps - warmup_steps));
+      const double span = static_cast<double>(total_steps - warmup_steps);
       const double t = std::min(1.0, static_cast<double>(step - warmup_steps) / span);
       return static_cast<float>(0.5 * (1.0 + std::cos(3.14159265358979323846 * t)) * static_cast<double>(base));
     }

@@ -90,8 +90,10 @@ struct Schedule {
   int64_t warmup_steps = 0;
   int64_t decay_every = 0;    ///< step: steps per division
   float decay_factor = 0.1f;  ///< step
-  int64_t total_steps = 0;    ///< cosine
+  int64_t total_steps = 0;    ///< cosine: more than warmup_steps
   float at(int64_t step) const;
+  /// Throws Error when a field that the kind needs was left out.
+  void check() const;
 };
 
 }  // namespace detent::nn

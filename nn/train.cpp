@@ -30,7 +30,10 @@ bool finite(const Tensor& t) { return first_nonfinite({&t, 1}) < 0; }
 
 }  // namespace
 
-Trainer::Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule) : graph_(graph), optimizer_(optimizer), schedule_(schedule), parameters_(graph.parameters()), recorded_(graph.device()), resident_grids_(std::make_unique<ResidentGrids>()) {}
+Trainer::Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule)
+    : graph_(graph), optimizer_(optimizer), schedule_(schedule), recorded_(graph.device()), resident_grids_(std::make_unique<ResidentGrids>()) {
+  schedule.check();
+}
 
 Trainer::~Trainer() = default;
 
@@ -55,6 +58,11 @@ std::vector<Tensor> Trainer::recorded_forward_backward(const Tensor& images, con
 
 StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   require_ready(graph_, "training");
+  // Folding, calibrating and freezing change which parameters there are.
+  if (std::vector<Parameter*> parameters = graph_.parameters(); parameters != parameters_) {
+    parameters_ = std::move(parameters);
+    recorded_.forget();
+  }
   StepInfo info;
   info.step = step_ + 1;
   info.images = images.dim(0);

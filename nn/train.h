@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "detent/core/error.h"
 #include "detent/core/recorded_step.h"
 #include "detent/nn/graph.h"
 #include "detent/nn/optimizer.h"
@@ -38,9 +39,10 @@ struct StepInfo {
 
 class ResidentGrids;
 
-/// One step: forward, loss, backward, update. A NaN or infinite loss or gradient is an Error that names the first layer with one; weights are then unchanged.
+/// One step: forward, loss, backward, update of the parameters that the Graph has then, with the schedule's learning rate (the optimizer's own is overwritten). A NaN or infinite loss or gradient is an Error that names the first layer with one; weights are then unchanged.
 class Trainer {
  public:
+  /// Both must outlive it. Throws Error for a schedule that makes no sense (Schedule::check).
   Trainer(Graph& graph, Optimizer& optimizer, const Schedule& schedule);
   ~Trainer();
   /// images [n,h,w,c], labels i64 [n].
@@ -111,13 +113,15 @@ struct FitOptions {
   float momentum = 0.9f;
   float weight_decay = 0.0f;
   int64_t max_steps = 0;                              ///< 0: no limit
-  float average_weights = 0.0f;                       ///< the result is the average over about this share of the steps, the last ones (Optimizer::averaged_share); 0: the last step's
+  float average_weights = 0.0f;                       ///< the result is the average over about this share of the steps, the last ones (Optimizer::averaged_share); 0: the last
+                                                      ///< step's. Statistics of batch norms left in are not averaged: nn::reestimate_batch_norm measures them anew
   std::function<bool(const StepInfo&)> on_step = {};  ///< false stops
 };
 
-/// SGD with momentum at a constant learning rate over `epochs` passes of `source`. On a GPU steps are recorded (Trainer::record): on_step must not change the graph.
+/// Returns the steps done. SGD with momentum at a constant learning rate over `epochs` passes of `source`. On a GPU steps are recorded (Trainer::record): on_step must not change the graph.
 template <class Source>
 int64_t fit(Graph& graph, Source&& source, const FitOptions& options) {
+  DETENT_CHECK(options.epochs >= 0 && options.max_steps >= 0, "fit: ", options.epochs, " epochs and at most ", options.max_steps, " steps were asked for; give 0 or more");
   Sgd sgd({.learning_rate = options.learning_rate, .momentum = options.momentum, .weight_decay = options.weight_decay});
   sgd.averaged_share = options.average_weights;
   Trainer trainer(graph, sgd, {.base = options.learning_rate});

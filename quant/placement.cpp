@@ -258,9 +258,22 @@ void check_bits(int bits, NumberFormat format, const char* what) {
   DETENT_CHECK((bits >= 2 && bits <= 16) || bits == 32, what, ": ", bits, " bits; give 2..16, or 32 for float");
 }
 
+// Of two sims the first to go would take out the other's quantizers.
+void require_free(Graph& graph) {
+  std::string taken;
+  for (int id = 0; id < graph.value_count(); ++id) {
+    if (graph.value(Value{id}).transform) taken = graph.value(Value{id}).name;
+  }
+  for (const nn::Parameter* p : graph.parameters()) {
+    if (p->transform) taken = p->name;
+  }
+  DETENT_CHECK(taken.empty(), "QuantSim: \"", taken, "\" has a quantizer of another QuantSim; let that one go before a new one is made (reset() the pointer that holds it)");
+}
+
 }  // namespace
 
 std::vector<Placement> place_quantizers(Graph& graph, const QuantSimOptions& options) {
+  require_free(graph);
   check_bits(options.param_bits, options.param_format, "param_bits");
   check_bits(options.output_bits, options.output_format, "output_bits");
   return Placer(graph, options).run();

@@ -49,7 +49,7 @@ QuantSim::~QuantSim() {
   for (Placement& p : placements_) {
     if (p.parameter) {
       p.parameter->transform = nullptr;
-    } else {
+    } else if (p.value.id < graph_.value_count()) {  // a graph that was moved away has no values; a destructor must not throw for it
       graph_.value(p.value).transform = nullptr;
     }
   }

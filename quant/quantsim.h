@@ -45,7 +45,8 @@ struct QuantizerCounts {
 
 class QuantSim {
  public:
-  /// Places quantizers (all off); the Graph must outlive the sim. Throws Error for widths out of range or a config that does not fit.
+  /// Places quantizers, all off: until compute_encodings() or load_encodings() the network computes in float. The Graph stays where it is, and alive, as long as the
+  /// sim. Fold batch norms first. Throws Error for widths out of range, a config that does not fit, and a Graph that another sim has quantizers in.
   QuantSim(nn::Graph& graph, const QuantSimOptions& options = {});
   /// Takes its quantizers out of the Graph again.
   ~QuantSim();

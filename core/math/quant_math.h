@@ -99,7 +99,7 @@ DETENT_HD RangeTerms coded_range_terms(int32_t code, int32_t residual, int32_t z
 
 // ---- range -> grid ---------------------------------------------------------------------------------------------------------------------------------
 
-constexpr double kMinCalibrationWidth = 0.01;  ///< narrowest range a calibration may produce
+constexpr double kMinCalibrationWidth = 0.01;  ///< narrowest range a calibration produces where the spec has no least scale
 constexpr double kMinWidth = 1e-5;             ///< narrowest range a grid is made from
 constexpr double kLeastScale = 1.1920928955078125e-7;  ///< 2^-23
 constexpr double kFloatMax = 3.4028234663852886e38;

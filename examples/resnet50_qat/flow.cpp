@@ -10,7 +10,6 @@
 #include "built_in.h"
 #include "detent/core/file.h"
 #include "detent/core/parallel.h"
-#include "detent/io/encodings.h"
 #include "detent/io/export.h"
 #include "detent/io/layer_dump.h"
 #include "detent/io/onnx/import.h"
@@ -20,6 +19,7 @@
 #include "detent/nn/passes/fold_batch_norm.h"
 #include "detent/nn/passes/reestimate_batch_norm.h"
 #include "detent/quant/fold_to_scale.h"
+#include "given.h"
 #include "progress.h"
 
 namespace qat {
@@ -31,19 +31,13 @@ std::atomic<bool> stop_requested{false};
 namespace {
 
 constexpr float kFloatLearningRate = 1e-3f;
+constexpr int64_t kSmallImage = 64;  // an imported network says nothing of how its images were prepared
 
 double rate(int64_t images, double seconds) { return seconds > 0 ? static_cast<double>(images) / seconds : 0.0; }
 
 io::Preprocess default_preprocess(const std::string& arch) {
   if (arch == "resnet50-v1") return io::Preprocess::keras;
   return arch.ends_with("-cifar10") ? io::Preprocess::cifar : io::Preprocess::torchvision;
-}
-
-quant::QuantConfig load_config(const std::string& name) {
-  if (name.empty()) return quant::default_config();
-  if (file_exists(name)) return quant::parse_config(read_file(name, int64_t{64} << 20), name);
-  if (name.find('/') == std::string::npos && name.find('.') == std::string::npos) return quant::default_config(name);
-  fail("--config ", name, ": no such file");
 }
 
 // Line k of the log is step k: what was logged after the checkpoint is dropped, so that a resumed log equals an uninterrupted one.
@@ -63,8 +57,6 @@ struct Stopped {};
 void stop_if_asked() {
   if (stop_requested.load()) throw Stopped{};
 }
-
-void check_writable(const std::string& folder) { const AtomicFile probe(join_path(folder, ".writable")); }
 
 // Removes a log that a failed run would leave half-written.
 struct LogGuard {
@@ -116,7 +108,8 @@ void Flow::import_network() {
   DETENT_CHECK(out.rank() == 2, "--arch ", o_.arch, ": its output is ", out, "; scores [n,classes] are needed");
   DETENT_CHECK(o_.classes == 0 || o_.classes == out[1], "--classes ", o_.classes, ": the network in ", o_.arch, " has ", out[1]);
   shape_ = {out[1], in[1]};
-  preprocess_ = o_.preprocess.value_or(io::Preprocess::torchvision);
+  preprocess_ = o_.preprocess.value_or(in[1] <= kSmallImage ? io::Preprocess::cifar : io::Preprocess::torchvision);
+  if (!o_.preprocess) say(o_.quiet, text("images are prepared as for ", io::to_string(preprocess_), ", by the input's size; --preprocess names another way"));
 }
 
 void Flow::build_network() {
@@ -241,7 +234,7 @@ void Flow::calibrate() {
 
 void Flow::load_ranges() {
   if (o_.encodings.empty()) return;
-  const quant::EncodingMap map = io::read_encodings(read_file(o_.encodings, int64_t{256} << 20), o_.encodings);
+  const quant::EncodingMap& map = given_ranges_;
   sim_->load_encodings(map, quant::QuantSim::Load::partial);
   int64_t loaded = 0;
   for (const quant::Placement& p : sim_->placements()) {
@@ -293,7 +286,7 @@ void Flow::fold_to_scale() {
 
 // Integer execution refuses some networks: told before they train.
 void Flow::check_integers() {
-  if (!o_.int8_eval || o_.keep_batch_norm) return;
+  if (!o_.int8_eval) return;
   net_.to(Device{});
   net_.set_execution(nn::Graph::Execution::integer);
   net_.set_execution(nn::Graph::Execution::planned);
@@ -361,7 +354,6 @@ bool Flow::train() {
   trainer.freeze_batch_norm_after = o_.freeze_bn_after;
   trainer.record = true;
 
-  make_folders(o_.output);
   LogGuard guard{path(".log.jsonl"), progress_.step > 0};
   trim_log(guard.path, progress_.step);
   OutputFile log(guard.path, FileSystem::Open::append);
@@ -442,13 +434,16 @@ void Flow::dump_layers_into(const std::string& folder) {
 }
 
 void Flow::finish() {
-  if (!o_.dump_layers.empty()) dump_layers();
   net_.to(Device{});  // files are written from the host's memory
   io::ExportOptions options{.folder = o_.output, .prefix = o_.prefix, .encodings_version = o_.encodings_version, .int32_bias = o_.int32_bias};
   std::vector<std::string> files = io::export_quantized(*sim_, options);
   if (o_.epochs > 0) files.push_back(o_.prefix + ".log.jsonl");
   files.push_back(o_.prefix + ".summary.json");
   write_file_atomically(path(".summary.json"), std::string_view(summary_json(report_, o_, device_.type == DeviceType::cpu ? "cpu" : "cuda", sim_->counts(), files)));
+  if (!o_.dump_layers.empty()) {  // behind the results: nothing that fails here loses them
+    net_.to(device_);
+    dump_layers();
+  }
   std::string out = table(report_, o_);
   if (o_.print_quantizers) out += "\n" + sim_->table();
   out += "\nwritten to " + o_.output + ":";
@@ -471,13 +466,14 @@ int Flow::run() {
 }
 
 int Flow::run_stages() {
+  require_files(o_);
   config_ = load_config(o_.config);
+  given_ranges_ = read_ranges(o_.encodings);
   resume();
   open_data();
   build_network();
   progress_.options = resume_key(o_);
-  make_folders(o_.output);
-  check_writable(o_.output);
+  require_folders(o_);
   remove_left_overs();
   sgd_ = std::make_unique<nn::Sgd>(nn::Sgd::Options{.learning_rate = o_.lr, .momentum = o_.momentum, .weight_decay = o_.weight_decay});
   sgd_->averaged_share = o_.average_weights;

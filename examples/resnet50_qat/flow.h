@@ -63,7 +63,8 @@ class Flow {
   detent::Device device_;
   detent::quant::QuantConfig config_;
   detent::nn::Graph net_;
-  detent::quant::EncodingMap encodings_;  ///< grids that the ONNX file of --arch carries
+  detent::quant::EncodingMap encodings_;     ///< grids that the ONNX file of --arch carries
+  detent::quant::EncodingMap given_ranges_;  ///< those of --encodings
   std::unique_ptr<detent::quant::QuantSim> sim_;
   std::shared_ptr<detent::io::TfRecordDataset> train_set_, valid_set_;
   std::unique_ptr<detent::nn::Sgd> sgd_;

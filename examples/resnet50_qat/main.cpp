@@ -2,6 +2,7 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <sstream>
 
 #include "detent/core/error.h"
 #include "flow.h"
@@ -18,9 +19,13 @@ void on_signal(int signal) {
 
 // One line: what, where, what to do.
 int complain(const char* what) {
-  std::string line = what;
-  while (!line.empty() && line.back() == '\n') line.pop_back();
-  for (size_t at = 0; (at = line.find('\n', at)) != std::string::npos;) line.replace(at, 1, ";");
+  std::string line;
+  std::istringstream lines(what);
+  for (std::string next; std::getline(lines, next);) {
+    next.erase(0, next.find_first_not_of(' '));
+    if (next.empty()) continue;
+    line += (line.empty() ? "" : line.ends_with(':') || line.ends_with(';') ? " " : "; ") + next;
+  }
   std::fprintf(stderr, "error: %s\n", line.c_str());
   return 2;
 }

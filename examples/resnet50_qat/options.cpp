@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -15,10 +16,28 @@ using detent::text;
 
 constexpr const char* kVersion = "resnet50_qat (Detent 0.1.0)";
 
-void at_least(const char* option, int64_t value, int64_t least) { DETENT_CHECK(value >= least, option, " ", value, ": give at least ", least); }
+// Counts stay far from where products of them leave 64 bits.
+constexpr int64_t kMost = 1'000'000'000, kMostBatch = 1 << 20;
+
+void at_least(const char* option, int64_t value, int64_t least, int64_t most = kMost) {
+  DETENT_CHECK(value >= least, option, " ", value, ": give at least ", least);
+  DETENT_CHECK(value <= most, option, " ", value, ": give at most ", most);
+}
 
 void finite(const char* option, float value, float least) {
   DETENT_CHECK(std::isfinite(value) && value >= least, option, " ", value, ": give a finite number of at least ", least);
+}
+
+// Numbers are decimal: the library behind the command line reads 020 as sixteen, and a seed of -1 as 2^64 - 1.
+void check_numbers(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    if (option->results().empty() || (type.rfind("INT", 0) != 0 && type.rfind("UINT", 0) != 0)) continue;
+    const std::string& given = option->results().back();
+    const size_t sign = type[0] == 'I' && (given[0] == '-' || given[0] == '+') ? 1 : 0;
+    const bool digits = given.size() > sign && given.find_first_not_of("0123456789", sign) == std::string::npos;
+    DETENT_CHECK(digits && (given[sign] != '0' || given.size() == sign + 1), option->get_name(), " ", given, ": give a whole number in decimal digits", sign || type[0] == 'I' ? "" : ", 0 or more");
+  }
 }
 
 void one_of(const char* option, const std::string& value, std::initializer_list<std::string_view> allowed) {
@@ -36,16 +55,16 @@ void check(const Options& o, int threads) {
   one_of("--precision", o.precision, {"f32", "tf32", "bf16"});
   one_of("--products", o.products, {"integers", "floats"});
   one_of("--encodings-version", o.encodings_version, {"0.6.1", "1.0.0", "2.0.0"});
-  at_least("--threads", threads, 1);
-  at_least("--batch", o.batch, 1);
-  at_least("--eval-batch", o.eval_batch, 1);
+  at_least("--threads", threads, 1, 1024);
+  at_least("--batch", o.batch, 1, kMostBatch);
+  at_least("--eval-batch", o.eval_batch, 1, kMostBatch);
   at_least("--calibration-samples", o.calibration_samples, 1);
   at_least("--epochs", o.epochs, 0);
   at_least("--decay-steps", o.decay_steps, 1);
   at_least("--max-steps", o.max_steps, 0);
   at_least("--eval-samples", o.eval_samples, 0);
-  at_least("--classes", o.classes, 0);
-  at_least("--image-size", o.image_size, 0);
+  at_least("--classes", o.classes, 0, 1'000'000);
+  at_least("--image-size", o.image_size, 0, 8192);
   at_least("--checkpoint-every", o.checkpoint_every, 0);
   at_least("--keep-checkpoints", o.keep_checkpoints, 1);
   at_least("--skip-bad-records", o.skip_bad_records, 0);
@@ -54,6 +73,7 @@ void check(const Options& o, int threads) {
   at_least("--dump-layer-images", o.dump_layer_images, 1);
   at_least("--freeze-bn-after", o.freeze_bn_after, -1);
   at_least("--reestimate-bn", o.reestimate_bn, 0);
+  DETENT_CHECK(!o.output.empty(), "--output \"\": give a folder; . is the present one");
   DETENT_CHECK(o.keep_batch_norm || o.freeze_bn_after < 0, "--freeze-bn-after ", o.freeze_bn_after, ": also give --batch-norm keep; folded batch norms have no statistics");
   DETENT_CHECK(!o.freeze_encodings || !o.encodings.empty(), "--freeze-encodings: also give --encodings with the file to keep");
   for (const auto& [option, bits] : {std::pair{"--param-bw", o.param_bits}, std::pair{"--output-bw", o.output_bits}}) {
@@ -67,6 +87,8 @@ void check(const Options& o, int threads) {
   DETENT_CHECK(o.average_weights <= 1.0f, "--average-weights ", o.average_weights, ": give a share of the steps, at most 1");
   DETENT_CHECK(o.momentum < 1.0f, "--momentum ", o.momentum, ": give a number below 1");
   DETENT_CHECK(!o.prefix.empty() && o.prefix.find('/') == std::string::npos, "--prefix \"", o.prefix, "\": give a file name without a folder; the folder is --output");
+  DETENT_CHECK(o.prefix.size() <= 200, "--prefix: ", o.prefix.size(), " characters; file names begin with it, give at most 200");
+  DETENT_CHECK(std::none_of(o.prefix.begin(), o.prefix.end(), [](unsigned char c) { return c < 32 || c == 127; }), "--prefix: it holds a control character; give letters, digits, - and _");
   DETENT_CHECK(!(o.built_in() && o.imported()), "--arch ", o.arch, ": also give --data; an imported network is not trained on the built-in data set");
   DETENT_CHECK(!(o.built_in() && !o.weights.empty()), "--weights ", o.weights, ": also give --data; without it the built-in data set and its own float weights are used");
   DETENT_CHECK(o.built_in() || o.imported() || !o.weights.empty() || !o.resume.empty(), "--data ", o.data, ": also give --weights with the trained float network");
@@ -151,6 +173,9 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
     for (char& c : what) c = c == '\n' ? ' ' : c;
     fail("command line: ", what, "; see --help");
   }
+  check_numbers(app);
+  DETENT_CHECK(app.get_option("--data")->count() == 0 || !o.data.empty(), "--data \"\": give a folder, or leave it out for the built-in data set");
+  while (o.data.size() > 1 && o.data.back() == '/') o.data.pop_back();  // the same folder, also to --resume
   o.scheme = detent::quant::parse_scheme(scheme);
   const auto format = [&](const char* type_option, const std::string& type, const char* bits_option, int& bits, detent::quant::NumberFormat& to) {
     one_of(type_option, type, {"int", "float16", "bfloat16"});
@@ -170,6 +195,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   for (const auto r : {detent::quant::RangeRule::gated, detent::quant::RangeRule::lsq, detent::quant::RangeRule::aimet}) {
     if (to_string(r) == rule) o.range_rule = r;
   }
+  DETENT_CHECK(o.keep_batch_norm || app.get_option("--reestimate-bn")->count() == 0, "--reestimate-bn ", o.reestimate_bn, ": also give --batch-norm keep; folded batch norms have no statistics");
   if (!preprocess.empty()) o.preprocess = detent::io::parse_preprocess(preprocess);
   check(o, threads);
   o.threads = threads;

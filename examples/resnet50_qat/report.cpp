@@ -70,6 +70,9 @@ std::string summary_json(const Report& r, const Options& o, const std::string& d
   j["output_bw"] = o.output_bits;
   j["param_type"] = detent::quant::to_string(o.param_format);
   j["output_type"] = detent::quant::to_string(o.output_format);
+  j["options"] = Json::parse(resume_key(o));
+  for (const auto& [name, value] : {std::pair{"epochs", o.epochs}, std::pair{"max-steps", o.max_steps}, std::pair{"eval-samples", o.eval_samples}, std::pair{"eval-batch", o.eval_batch}}) j["options"][name] = value;
+  j["options"]["weights"] = o.weights;
   j["images"] = r.images;
   j["accuracy"] = Json::object();
   for (const char* stage : kStages) {

@@ -39,7 +39,7 @@ class RangeEstimator {
   bool seen() const { return channels_ > 0; }
   /// 0 before anything was seen.
   int64_t channels() const { return channels_; }
-  /// One range per channel, gated (zero inside, width at least 0.01). Throws Error when nothing was seen. grid_from_range of it is the grid meant.
+  /// One range per channel, gated (zero inside, width at least 0.01, or what the spec's least scale asks). Throws Error when nothing was seen. grid_from_range of it is the grid meant.
   std::vector<Range> ranges(const GridSpec& spec) const;
   void reset();
 

@@ -10,6 +10,8 @@
 
 #include "detent/core/error.h"
 
+#include "detent/core/host_memory.h"
+
 using namespace detent;
 
 namespace {
@@ -127,4 +129,22 @@ TEST_CASE("allocator_may_be_used_by_several_threads") {
   for (std::thread& t : threads) t.join();
   for (int d : damaged) CHECK(d == 0);
   CHECK(a.stats().live_bytes == 0);
+}
+
+TEST_CASE("memory that the machine lacks is an error and not the end of the process") {
+  const int64_t left = available_host_memory();
+  if (left < 0) {
+    MESSAGE("SKIPPED: how much memory there is cannot be told here");
+    return;
+  }
+  CHECK(left > int64_t{1} << 20);
+  CHECK(left < int64_t{1} << 46);
+  std::string message;
+  try {
+    host_allocator().release(host_allocator().allocate(static_cast<size_t>(left) + (size_t{4} << 30)), static_cast<size_t>(left) + (size_t{4} << 30));
+  } catch (const Error& e) {
+    message = e.what();
+  }
+  CHECK(message.find("out of memory on the cpu, where ") != std::string::npos);
+  CHECK(message.find("use a smaller batch") != std::string::npos);
 }

@@ -85,6 +85,17 @@ TEST_CASE("onnx export: QDQ files carry every grid, and simulate to the same bit
   }
 }
 
+TEST_CASE("export: quantizers without a range would quantize nothing, and are refused") {
+  nn::Graph g = network("resnet20-cifar10", 16);
+  nn::fold_batch_norms(g);
+  const TempFolder out;
+  quant::QuantSim sim(g, options_of(8));
+  CHECK_CONTAINS(error_of([&] { sim.export_to(out.path(), "net"); }), "none of the");
+  CHECK(list_folder(out.path()).empty());
+  calibrate(sim, input_for(g, 4));
+  CHECK(sim.export_to(out.path(), "net").size() == 4);
+}
+
 TEST_CASE("onnx export: a flattened feature map before a dense layer") {
   nn::Graph g;
   nn::Value v = g.input("x", {3, 4, 2});

@@ -3,6 +3,8 @@
 
 #include <limits>
 
+#include "detent/nn/passes/fold_batch_norm.h"
+#include "detent/nn/train.h"
 #include "detent/tests/io/support.h"
 #include "detent/tests/nn/support.h"
 
@@ -61,6 +63,20 @@ TEST_CASE("weights_errors_name_everything_and_change_nothing") {
   for (const char* part : {"some.safetensors", "bn1.bias: missing", "bn1.shift", "fc.weight: shape [5,8], expected [4,8]", "conv2.bias: type", "4 tensors"}) CHECK_MENTIONS(m, part);
   size_t i = 0;
   for (const auto& [name, t] : g.state()) CHECK_MESSAGE(same_bits(*t, before[i++]), name);
+}
+
+TEST_CASE("weights written after folding fit the folded network, and the error says so") {
+  nn::Graph trained = small_network(), plain = small_network(), folded = small_network();
+  randomize(trained, 1);
+  randomize(plain, 2);
+  randomize(folded, 2);
+  nn::fold_batch_norms(trained);
+  const std::vector<NamedTensor> tensors = weights_of(trained);
+  CHECK_MENTIONS(message_of([&] { assign_weights(plain, tensors, "net.safetensors"); }), "fold the network before it is loaded");
+  nn::fold_batch_norms(folded);
+  assign_weights(folded, tensors, "net.safetensors");
+  const Tensor x = detent::test::random_tensor({2, 8, 8, 3}, 3);
+  CHECK(same_bits(nn::infer(folded, x), nn::infer(trained, x)));
 }
 
 TEST_CASE("weights_files_that_are_none") {

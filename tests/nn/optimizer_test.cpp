@@ -1,5 +1,6 @@
 // Optimizers and schedules against loops in double written from the papers, and against PyTorch (tests/golden/make_nn.py).
 #include "detent/io/safetensors.h"
+#include "detent/nn/train.h"
 #include "detent/tests/nn/support.h"
 #include "detent/tests/support/test_data.h"
 
@@ -285,4 +286,12 @@ TEST_CASE("schedules") {
   CHECK(cosine.at(35) == doctest::Approx(1.0 + std::sqrt(0.5)));
   CHECK(cosine.at(110) == doctest::Approx(0.0));
   CHECK(cosine.at(500) == doctest::Approx(0.0));
+  for (const Schedule& good : {constant, warm, stairs, cosine}) CHECK(message_of([&] { good.check(); }).empty());
+  CHECK_MENTIONS(message_of([] { Schedule{.kind = Schedule::Kind::step}.check(); }), "decay_every is 0");
+  CHECK_MENTIONS(message_of([] { Schedule{.kind = Schedule::Kind::cosine}.check(); }), "total_steps is 0");
+  CHECK_MENTIONS(message_of([] { Schedule{.kind = Schedule::Kind::cosine, .warmup_steps = 10, .total_steps = 10}.check(); }), "behind the warm-up");
+  CHECK_MENTIONS(message_of([] { Schedule{.warmup_steps = -1}.check(); }), "warmup_steps is -1");
+  Graph g = small_network();
+  Sgd sgd({.learning_rate = 0.1f});
+  CHECK_MENTIONS(message_of([&] { Trainer(g, sgd, {.kind = Schedule::Kind::cosine, .base = 0.1f}); }), "total_steps");
 }

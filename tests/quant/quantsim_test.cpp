@@ -65,6 +65,39 @@ TEST_CASE("learned_ranges_start_where_the_scheme_of_the_same_name_ends") {
   }
 }
 
+TEST_CASE("a network has one sim at a time, and a sim may outlive its network's place") {
+  Graph g = folded_network();
+  auto sim = std::make_unique<QuantSim>(g);
+  CHECK_MENTIONS(message_of([&] { QuantSim second(g); }), "has a quantizer of another QuantSim");
+  CHECK(g.value(Value{0}).transform);  // the refused one took nothing out
+  sim.reset();
+  sim = std::make_unique<QuantSim>(g);
+  const Graph elsewhere = std::move(g);
+  sim.reset();  // must not throw
+}
+
+TEST_CASE("a trainer trains what the network has at each step, made before folding and calibration or after") {
+  const auto trained = [](bool early) {
+    Graph g = small_network();
+    randomize(g, 1);
+    Sgd sgd({.learning_rate = 0.05f});
+    std::unique_ptr<Trainer> trainer;
+    const auto make = [&] { trainer = std::make_unique<Trainer>(g, sgd, Schedule{.base = 0.05f}); };
+    if (early) make();
+    fold_batch_norms(g);
+    QuantSim sim(g, {.scheme = Scheme::range_learning_tf});
+    sim.compute_encodings([&] { g(images()); });
+    if (!early) make();
+    for (int i = 0; i < 3; ++i) trainer->step(images(), class_labels(4, 4));
+    return sim.find("fc")->grids()[0].scale;
+  };
+  Graph g = folded_network();
+  QuantSim sim(g, {.scheme = Scheme::range_learning_tf});
+  sim.compute_encodings([&] { g(images()); });
+  CHECK(trained(true) == trained(false));
+  CHECK(trained(true) != sim.find("fc")->grids()[0].scale);
+}
+
 TEST_CASE("calibrating_training_and_evaluating_do_not_mix") {
   struct Labelled {
     Tensor images, labels;

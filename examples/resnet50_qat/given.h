@@ -1,0 +1,22 @@
+// Files and folders that options name: looked at before any work begins, so that hours of it are not lost to a name mistyped. Errors name the option.
+#pragma once
+
+#include <string>
+
+#include "detent/quant/config.h"
+#include "detent/quant/encoding.h"
+
+namespace qat {
+
+struct Options;
+
+/// --config: a file, a shipped name, or "" for the default.
+detent::quant::QuantConfig load_config(const std::string& name);
+/// --encodings.
+detent::quant::EncodingMap read_ranges(const std::string& path);
+/// The files that options name for reading.
+void require_files(const Options& options);
+/// The folders that results go into are made, when they are not there, and tried.
+void require_folders(const Options& options);
+
+}  // namespace qat
