@@ -31,6 +31,16 @@
 #define DETENT_CUDA_NAMESPACE cuda_host
 #endif
 
+// Loops over registers must have no index left at run time.
+#define DETENT_PRAGMA(x) _Pragma(#x)
+#if defined(__CUDACC__)
+#define DETENT_UNROLL DETENT_PRAGMA(unroll)
+#define DETENT_UNROLL_BY(n) DETENT_PRAGMA(unroll n)
+#else
+#define DETENT_UNROLL
+#define DETENT_UNROLL_BY(n)
+#endif
+
 namespace detent::DETENT_CUDA_NAMESPACE {
 
 /// Memory of the current device until the end of the scope (of the host in the host build). Throws Error when there is none.
@@ -123,8 +133,15 @@ __global__ void __launch_bounds__(kElementThreads) element_kernel(int64_t n, Bod
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kElementThreads + threadIdx.x; i < n; i += step) body(i);
 }
 
+/// How many blocks must share a processor, for bodies that say so (kShare): a limit to registers.
 template <class Body>
-__global__ void __launch_bounds__(Body::kThreads) block_kernel(int64_t count, Body body) {
+constexpr int blocks_that_share() {
+  if constexpr (requires { Body::kShare; }) return Body::kShare;
+  return 0;
+}
+
+template <class Body>
+__global__ void __launch_bounds__(Body::kThreads, blocks_that_share<Body>()) block_kernel(int64_t count, Body body) {
   __shared__ typename Body::Shared shared;
   for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
     DeviceBlock block{i};

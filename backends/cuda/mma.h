@@ -10,16 +10,6 @@
 #include "detent/backends/cuda/launch.h"
 #include "detent/core/math/half.h"
 
-// Loops over registers must have no index left at run time.
-#define DETENT_PRAGMA(x) _Pragma(#x)
-#if defined(__CUDACC__)
-#define DETENT_UNROLL DETENT_PRAGMA(unroll)
-#define DETENT_UNROLL_BY(n) DETENT_PRAGMA(unroll n)
-#else
-#define DETENT_UNROLL
-#define DETENT_UNROLL_BY(n)
-#endif
-
 namespace detent::DETENT_CUDA_NAMESPACE {
 
 /// x rounded to TF32 (10 bits of fraction, ties away from zero), as cvt.rna.tf32.f32.

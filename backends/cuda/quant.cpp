@@ -1,14 +1,11 @@
-// Quantize-dequantize and its backward pass with range sums, the fused add, and the backward pass of fused quantization. Sums run in the CPU's order, so that
-// range gradients have the CPU's bits: float lanes (lane = index % 16) within 4096 elements, doubles across.
+// Quantize-dequantize and its backward pass, the fused add, and the backward pass of fused quantization. Range sums: range_sums.h.
 #include "detent/core/epilogue.h"
 #include "detent/backends/cuda/index.h"
 #include "detent/backends/cuda/kernels.h"
+#include "detent/backends/cuda/range_sums.h"
 
 namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
-
-constexpr int64_t kSumBlock = 4096;
-constexpr int kLanes = 16;
 
 int64_t elements_of(const ChannelView& v) { return v.outer * v.channels * v.inner; }
 bool channels_last(const ChannelView& v) { return v.inner == 1 && v.outer > 1 && v.channels > 1; }
@@ -95,133 +92,6 @@ struct Mask {
   }
 };
 
-struct Sums {
-  double scale, clip;
-};
-
-// A row of one grid cut into pieces of 65536 elements, one block each: 16 lanes for each of its 16 sum blocks.
-struct RangeSums {
-  static constexpr int64_t kPiece = 65536;
-  static constexpr int kThreads = 256;
-  struct Shared {
-    float scale[kThreads], clip[kThreads];
-    Sums fold[kThreads / kLanes];
-  };
-  ChannelView view;
-  int64_t pieces;  // of a row
-  const float* x;
-  const float* dy;
-  const Grid* grids;
-  float* dx;
-  Sums* part;  // [rows * pieces]
-  template <class B>
-  DETENT_HD void operator()(B& block, Shared& shared) const {
-    const int64_t row = block.index / pieces, begin = block.index % pieces * kPiece;
-    const int64_t end = begin + kPiece < view.inner ? begin + kPiece : view.inner;
-    block.threads([&](int t) {
-      const Grid g = grids[row % view.channels];
-      const float zero = static_cast<float>(g.zero_point), lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
-      const int64_t first = begin + t / kLanes * kSumBlock, last = first + kSumBlock < end ? first + kSumBlock : end;
-      const float *xr = x + row * view.inner, *dyr = dy + row * view.inner;
-      float* dxr = dx ? dx + row * view.inner : nullptr;
-      float scale = 0.0f, clip = 0.0f;
-#if defined(__CUDACC__)
-#pragma unroll 8
-#endif
-      for (int64_t i = first + t % kLanes; i < last; i += kLanes) {
-        const RangeTerms terms = range_terms(xr[i], dyr[i], g.scale, zero, lo, hi);
-        scale += terms.scale;
-        clip += terms.clip;
-        if (dxr) dxr[i] = terms.dx;
-      }
-      shared.scale[t] = scale;
-      shared.clip[t] = clip;
-    });
-    block.threads([&](int t) {
-      if (t >= kThreads / kLanes) return;
-      Sums s{0.0, 0.0};
-      for (int l = 0; l < kLanes; ++l) {
-        s.scale += static_cast<double>(shared.scale[t * kLanes + l]);
-        s.clip += static_cast<double>(shared.clip[t * kLanes + l]);
-      }
-      shared.fold[t] = s;
-    });
-    block.threads([&](int t) {
-      if (t != 0) return;
-      Sums s{0.0, 0.0};
-      for (int64_t b = 0; begin + b * kSumBlock < end; ++b) {
-        s.scale += shared.fold[b].scale;
-        s.clip += shared.fold[b].clip;
-      }
-      part[block.index] = s;
-    });
-  }
-};
-
-// Channels last: one thread for each (slab of rows, channel).
-struct RangeSumsChannelsLast {
-  ChannelView view;
-  int64_t rows;  // of a slab
-  const float* x;
-  const float* dy;
-  const Grid* grids;
-  float* dx;
-  Sums* part;  // [slabs, channels]
-  DETENT_HD void operator()(int64_t i) const {
-    const int64_t slab = i / view.channels, c = i - slab * view.channels;
-    const int64_t end = (slab + 1) * rows < view.outer ? (slab + 1) * rows : view.outer;
-    const Grid g = grids[c];
-    Sums s{0.0, 0.0};
-    for (int64_t r = slab * rows; r < end; ++r) {
-      const int64_t at = r * view.channels + c;
-      const RangeTerms terms = range_terms(x[at], dy[at], g.scale, static_cast<float>(g.zero_point), static_cast<float>(g.qmin), static_cast<float>(g.qmax));
-      s.scale += static_cast<double>(terms.scale);
-      s.clip += static_cast<double>(terms.clip);
-      if (dx) dx[at] = terms.dx;
-    }
-    part[i] = s;
-  }
-};
-
-// Joins the parts of each channel in order: the parts run through the channels in groups. One block for a channel loads them side by side; one thread adds.
-struct JoinSums {
-  static constexpr int kThreads = 256;
-  struct Shared {
-    Sums part[4 * kThreads];
-  };
-  int64_t channels, group, parts;  // parts of all channels
-  const Sums* part;
-  double divisor;  // of the scale sum
-  double* scale_sum;
-  double* clip_sum;
-  template <class B>
-  DETENT_HD void operator()(B& block, Shared& shared) const {
-    const int64_t own = parts / channels;  // parts of this channel
-    PerThread<B, Sums> sum;
-    block.threads([&](int t) { sum[t] = {0.0, 0.0}; });
-    for (int64_t first = 0; first < own; first += 4 * kThreads) {
-      const int64_t n = own - first < 4 * kThreads ? own - first : 4 * kThreads;
-      block.threads([&](int t) {
-        for (int64_t k = t; k < n; k += kThreads) {
-          const int64_t p = first + k;
-          shared.part[k] = part[(p / group * channels + block.index) * group + p % group];
-        }
-      });
-      block.threads([&](int t) {  // two warps, one sum each
-        if (t == 0) {
-          for (int64_t k = 0; k < n; ++k) sum[t].scale += shared.part[k].scale;
-        } else if (t == 32) {
-          for (int64_t k = 0; k < n; ++k) sum[t].clip += shared.part[k].clip;
-        }
-      });
-    }
-    block.threads([&](int t) {
-      if (t == 0 && scale_sum) scale_sum[block.index] = sum[t].scale / divisor;
-      if (t == 32 && clip_sum) clip_sum[block.index] = sum[t].clip;
-    });
-  }
-};
-
 // ---- codes -------------------------------------------------------------------------------------------------------------------------------------------
 
 // Element i of an operand that is dense, or codes on a grid.
@@ -288,45 +158,6 @@ struct Add {
   }
 };
 
-// Pieces of 32768 elements: 16 lanes for each of 8 sum blocks, and the lanes of a piece are added one after the other.
-struct CodedSums {
-  static constexpr int64_t kPiece = 32768;
-  static constexpr int kThreads = 128;
-  struct Shared {
-    float scale[kThreads], clip[kThreads];
-  };
-  QuantizedBackwardArgs a;
-  int64_t n;
-  Sums* part;
-  template <class B>
-  DETENT_HD void operator()(B& block, Shared& shared) const {
-    const int64_t begin = block.index * kPiece, end = begin + kPiece < n ? begin + kPiece : n;
-    block.threads([&](int t) {
-      const int64_t first = begin + t / kLanes * kSumBlock, last = first + kSumBlock < end ? first + kSumBlock : end;
-      const int32_t zero_point = present(a.grid, a.resident).zero_point;
-      float scale = 0.0f, clip = 0.0f;
-#if defined(__CUDACC__)
-#pragma unroll 8
-#endif
-      for (int64_t i = first + t % kLanes; i < last; i += kLanes) {
-        const RangeTerms terms = coded_range_terms(a.codes[i], a.residual[i], zero_point, a.dy[i]);
-        scale += terms.scale;
-        clip += terms.clip;
-        a.dx[i] = terms.dx;
-      }
-      shared.scale[t] = scale;
-      shared.clip[t] = clip;
-    });
-    block.threads([&](int t) {
-      if (t != 0 && t != 32) return;
-      const float* lanes = t == 0 ? shared.scale : shared.clip;
-      double sum = 0.0;
-      for (int l = 0; l < kThreads; ++l) sum += static_cast<double>(lanes[l]);
-      (t == 0 ? part[block.index].scale : part[block.index].clip) = sum;
-    });
-  }
-};
-
 struct RangeGradients {
   RangeGradsArgs a;
   DETENT_HD void operator()(int64_t c) const {
@@ -364,17 +195,24 @@ void fake_quant_backward(const FakeQuantBackwardArgs& a) {
     if (a.dx) with_index(n, [&]<class Index>() { elements("fake_quant_backward", n, Mask<Index>{v, a.x, a.dy, a.grids, a.dx}); });
     return;
   }
-  const bool last = channels_last(v);
-  const int64_t rows = RangeSums::kPiece / v.channels > 1 ? RangeSums::kPiece / v.channels : 1;
-  const int64_t pieces = ceil_div(v.inner, RangeSums::kPiece);
-  const int64_t parts = last ? ceil_div(v.outer, rows) * v.channels : v.outer * v.channels * pieces;
-  const Scratch<Sums> part(parts);
-  if (last) {
-    elements("fake_quant_backward", parts, RangeSumsChannelsLast{v, rows, a.x, a.dy, a.grids, a.dx, part.get()});
-  } else {
-    blocks("fake_quant_backward", parts, RangeSums{v, pieces, a.x, a.dy, a.grids, a.dx, part.get()});
+  if (channels_last(v)) {
+    constexpr int64_t kPiece = kSumBlock * kBlocksOfPiece;
+    const int64_t rows = kPiece / v.channels > 1 ? kPiece / v.channels : 1, slabs = ceil_div(v.outer, rows);
+    const Scratch<Sums> part(slabs * v.channels);
+    elements("fake_quant_backward", slabs * v.channels, RangeSumsChannelsLast{v.channels, v.outer, rows, a.x, a.dy, a.grids, a.dx, part.get()});
+    if (a.scale_sum || a.clip_sum) blocks("range sums", v.channels, JoinSums{slabs, v.channels, 1, 1, part.get(), 1.0, a.scale_sum, a.clip_sum});
+    return;
   }
-  if (a.scale_sum || a.clip_sum) blocks("range sums", v.channels, JoinSums{v.channels, last ? 1 : pieces, parts, part.get(), 1.0, a.scale_sum, a.clip_sum});
+  const SumCut cut(v);
+  const bool quads = aligned16(a.x) && aligned16(a.dy) && aligned16(a.dx) && (cut.rows_of_block == 1 || v.inner % 4 == 0);
+  const bool whole = v.outer == 1 && cut.blocks_of_row == 1;  // nothing to join
+  const Scratch<Sums> part(whole ? 0 : cut.rows * cut.blocks_of_row);
+  const auto run = [&]<bool Short>() {
+    blocks("fake_quant_backward", cut.blocks(), RangeSums<Short>{cut, quads, a.x, a.dy, a.grids, a.dx, whole ? nullptr : part.get(), a.scale_sum, a.clip_sum});
+  };
+  cut.rows_of_block > 1 ? run.template operator()<true>() : run.template operator()<false>();
+  if (whole || (!a.scale_sum && !a.clip_sum)) return;
+  blocks("range sums", v.channels, JoinSums{v.outer, v.channels, cut.blocks_of_row, kBlocksOfPiece, part.get(), 1.0, a.scale_sum, a.clip_sum});
 }
 
 void add(const AddArgs& a) {
@@ -387,11 +225,15 @@ void add(const AddArgs& a) {
 }
 
 void quantized_backward(const QuantizedBackwardArgs& a) {
-  const int64_t n = a.rows * a.c, pieces = ceil_div(n, CodedSums::kPiece);
-  const Scratch<Sums> part(pieces);
-  blocks("quantized_backward", pieces, CodedSums{a, n, part.get()});
+  const int64_t n = a.rows * a.c, count = ceil_div(n, kSumBlock), pieces = ceil_div(count, kBlocksOfPiece);
+  const Scratch<float> lanes(count * 2 * kLanes);
+  const bool quads = aligned16(a.codes) && aligned16(a.residual) && aligned16(a.dy) && aligned16(a.dx);
+  blocks("quantized_backward", count, CodedSums{a, n, quads, lanes.get()});
   if (a.dbias) column_sums(a.dx, a.rows, a.c, a.dbias);
-  if (a.scale_sum || a.clip_sum) blocks("range sums", 1, JoinSums{1, 1, pieces, part.get(), static_cast<double>(kResidualScale), a.scale_sum, a.clip_sum});
+  if (!a.scale_sum && !a.clip_sum) return;
+  const Scratch<Sums> part(pieces);
+  blocks("range sums", pieces, JoinLanes{count, lanes.get(), part.get()});
+  blocks("range sums", 1, JoinSums{1, 1, pieces, 1, part.get(), static_cast<double>(kResidualScale), a.scale_sum, a.clip_sum});
 }
 
 void range_grads(const RangeGradsArgs& a) { elements("range_grads", a.channels, RangeGradients{a}); }

@@ -156,6 +156,44 @@ TEST_CASE("fake_quant_backward: mask exact, range sums to rounding") {
   }
 }
 
+TEST_CASE("fake_quant_backward: gradient and range sums have the CPU's bits, in place, on unaligned rows and without a gradient") {
+  // Rows around 4096 and 65536 elements, many short ones to a block, more parts than are joined at once, channels last.
+  const View views[] = {
+      {{1, 1, 3}}, {{1, 1, 200003}}, {{1, 1, 3 * 65536 + 4096 + 8}}, {{1, 300, 9}}, {{2, 300, 9}}, {{3, 517, 4}}, {{1, 70, 64}}, {{1, 5, 2047}}, {{1, 5, 2048}}, {{2, 5, 2049}},
+      {{1, 3, 4095}}, {{1, 3, 4096}}, {{1, 3, 4097}}, {{2, 2, 65537}}, {{1, 2, 69632}}, {{1100, 2, 20}}, {{1, 1000, 1}}, {{900, 1, 1}}, {{70000, 3, 1}}, {{1027, 64, 1}}, {{1, 4, 0}},
+  };
+  const Kernels& cpu = backend(Device{}).kernels();
+  for (const View& v : views) {
+    CAPTURE(v.view.outer);
+    CAPTURE(v.view.channels);
+    CAPTURE(v.view.inner);
+    const int64_t n = v.elements(), channels = v.view.channels;
+    const std::vector<Grid> grids = channel_grids(kGrids[0], channels);
+    const std::vector<float> x = grid_values(n, kGrids[0], 16), dy = random_values(n, -1.0f, 1.0f, 18);
+    std::vector<float> want(x.size());
+    std::vector<double> want_sums(static_cast<size_t>(2 * channels));
+    cpu.fake_quant_backward(
+        {.view = v.view, .x = x.data(), .dy = dy.data(), .grids = grids.data(), .dx = want.data(), .scale_sum = want_sums.data(), .clip_sum = want_sums.data() + channels});
+    for (const int64_t shift : {0, 1, 4}) {
+      CAPTURE(shift);
+      Guarded<float> xs(n + shift), dys(n + shift), dxs(n + shift);
+      enum Target { apart, onto_x, onto_dy, none };
+      for (const Target target : {apart, onto_x, onto_dy, none}) {
+        CAPTURE(target);
+        std::copy(x.begin(), x.end(), xs.data() + shift);
+        std::copy(dy.begin(), dy.end(), dys.data() + shift);
+        float* const dx = target == none ? nullptr : (target == onto_x ? xs : target == onto_dy ? dys : dxs).data() + shift;
+        Guarded<double> sums(2 * channels);
+        kernels().fake_quant_backward({.view = v.view, .x = xs.data() + shift, .dy = dys.data() + shift, .grids = grids.data(), .dx = dx, .scale_sum = sums.data(),
+                                       .clip_sum = sums.data() + channels});
+        CHECK((sums.intact() && xs.intact() && dys.intact() && dxs.intact()));
+        CHECK(same_bits(sums.values(), want_sums));
+        if (dx) CHECK(same_bits(std::vector<float>(dx, dx + n), want));
+      }
+    }
+  }
+}
+
 TEST_CASE("fake_quant_backward masked on the value: bounds belong to the grid, half a step beyond does not") {
   for (const View& v : kViews) {
     CAPTURE(v.view.inner);

@@ -11,7 +11,7 @@ struct Case {
 };
 
 // Columns around the 4096 elements that are summed in floats, and rows that are no multiple of anything.
-constexpr Case kCases[] = {{1, 1}, {7, 1}, {1, 7}, {129, 3}, {1000, 16}, {4097, 1}, {5, 4095}, {3, 4096}, {3, 4097}, {2, 9001}, {700, 130}, {3000, 64}, {70000, 1}};
+constexpr Case kCases[] = {{1, 1}, {7, 1}, {1, 7}, {129, 3}, {1000, 16}, {4097, 1}, {5, 4095}, {3, 4096}, {3, 4097}, {2, 9001}, {700, 130}, {3000, 64}, {70000, 1}, {2, 65536}};
 
 }  // namespace
 
@@ -80,5 +80,18 @@ TEST_CASE("quantized_backward: gradient, range sums and bias in one pass") {
     a.dy = dx.data();
     kernels().quantized_backward(a);
     CHECK(same_bits(dx, want));
+    // Unaligned; and the CPU's bits.
+    Guarded<float> shifted(n + 1);
+    std::vector<float> shifted_dy(1);
+    shifted_dy.insert(shifted_dy.end(), dy.begin(), dy.end());
+    a.dy = shifted_dy.data() + 1;
+    a.dx = shifted.data() + 1;
+    kernels().quantized_backward(a);
+    CHECK((shifted.intact() && std::equal(want.begin(), want.end(), shifted.data() + 1)));
+    CHECK(got_scale == plain_scale);
+    CHECK(got_clip == plain_clip);
+    backend(Device{}).kernels().quantized_backward(a);
+    CHECK(got_scale == plain_scale);
+    CHECK(got_clip == plain_clip);
   }
 }
