@@ -50,6 +50,10 @@ class Process {
     REQUIRE(::waitpid(pid_, &status, 0) == pid_);
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), slurp(out_), slurp(err_)};
   }
+  bool running() const {
+    siginfo_t info{};
+    return ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
+  }
   void kill_now() { ::kill(pid_, SIGKILL); }
 
  private:
