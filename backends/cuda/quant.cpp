@@ -13,18 +13,34 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- forward -----------------------------------------------------------------------------------------------------------------------------------------
 
-// Four elements of one grid by each thread.
+// Which grid four neighbours have: there is one, or rows are whole quads.
+struct QuadGrids {
+  const Grid* grids;
+  int64_t row, channels;  // row: quads of one
+  bool small;             // positions have 31 bits
+  FastDiv by_row, by_channels;
+
+  QuadGrids(const ChannelView& v, const Grid* g) : grids(g), row(v.inner / 4), channels(v.channels), small(fits32(elements_of(v) / 4)), by_row(row), by_channels(channels) {}
+  static bool fit(const ChannelView& v) { return v.channels == 1 || (v.inner > 0 && v.inner % 4 == 0); }
+  DETENT_HD Grid of(int64_t quad) const {
+    if (channels == 1) return grids[0];
+    if (!small) return grids[quad / row % channels];
+    const int32_t r = by_row.divide(static_cast<int32_t>(quad));
+    return grids[r - by_channels.divide(r) * static_cast<int32_t>(channels)];
+  }
+};
+
 struct FakeQuantFour {
+  QuadGrids grids;
   const float* x;
-  const Grid* grid;
   float* y;
   uint8_t* codes;
   int64_t n;
   DETENT_HD void operator()(int64_t i) const {
-    const Grid g = *grid;
     const int64_t at = 4 * i;
     if (at + 4 <= n) {
       const Four<float> v = *reinterpret_cast<const Four<float>*>(x + at);
+      const Grid g = grids.of(i);
       Four<float> out;
       Four<uint8_t> q;
       for (int k = 0; k < 4; ++k) {
@@ -35,6 +51,7 @@ struct FakeQuantFour {
       if (y) *reinterpret_cast<Four<float>*>(y + at) = out;
       return;
     }
+    const Grid g = grids.of(i);
     for (int64_t k = at; k < n; ++k) {
       if (codes) codes[k] = static_cast<uint8_t>(quantize(x[k], g));
       if (y) y[k] = fake_quantize(x[k], g);
@@ -76,7 +93,13 @@ struct Dequantize {
 
 // ---- backward ----------------------------------------------------------------------------------------------------------------------------------------
 
-// Plain straight-through: decided on x itself.
+// Plain straight-through: decided on x itself. dy is read whether it passes or not: a load behind a comparison waits for it.
+struct Bounds {
+  float lo, hi;
+  DETENT_HD explicit Bounds(const Grid& g) : lo(dequantize(g.qmin, g)), hi(dequantize(g.qmax, g)) {}
+  DETENT_HD float gradient(float x, float dy) const { return x >= lo && x <= hi ? dy : 0.0f; }
+};
+
 template <class Index>
 struct Mask {
   ChannelView view;
@@ -85,10 +108,30 @@ struct Mask {
   const Grid* grids;
   float* dx;
   DETENT_HD void operator()(int64_t i) const {
+    const float v = x[i], d = dy[i];
     const Index row = static_cast<Index>(i) / static_cast<Index>(view.inner);
-    const Grid g = grids[row % static_cast<Index>(view.channels)];
-    const float v = x[i];
-    dx[i] = v >= dequantize(g.qmin, g) && v <= dequantize(g.qmax, g) ? dy[i] : 0.0f;
+    dx[i] = Bounds(grids[row % static_cast<Index>(view.channels)]).gradient(v, d);
+  }
+};
+
+struct MaskFour {
+  QuadGrids grids;
+  const float* x;
+  const float* dy;
+  float* dx;
+  int64_t n;
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t at = 4 * i;
+    if (at + 4 <= n) {
+      const Four<float> v = *reinterpret_cast<const Four<float>*>(x + at), d = *reinterpret_cast<const Four<float>*>(dy + at);
+      const Bounds bounds(grids.of(i));
+      Four<float> out;
+      for (int k = 0; k < 4; ++k) out.v[k] = bounds.gradient(v.v[k], d.v[k]);
+      *reinterpret_cast<Four<float>*>(dx + at) = out;
+      return;
+    }
+    const Bounds bounds(grids.of(i));
+    for (int64_t k = at; k < n; ++k) dx[k] = bounds.gradient(x[k], dy[k]);
   }
 };
 
@@ -177,8 +220,8 @@ struct RoundBias {
 void fake_quant(const FakeQuantArgs& a) {
   const int64_t n = elements_of(a.view);
   auto* codes = static_cast<uint8_t*>(a.codes);
-  if (a.view.channels == 1 && aligned16(a.x) && aligned16(a.y) && aligned16(codes)) {
-    elements("fake_quant", ceil_div(n, 4), FakeQuantFour{a.x, a.grids, a.y, codes, n});
+  if (QuadGrids::fit(a.view) && aligned16(a.x) && aligned16(a.y) && aligned16(codes)) {
+    elements("fake_quant", ceil_div(n, 4), FakeQuantFour{QuadGrids(a.view, a.grids), a.x, a.y, codes, n});
     return;
   }
   with_index(n, [&]<class Index>() { elements("fake_quant", n, FakeQuant<Index>{a.view, a.x, a.grids, a.y, codes}); });
@@ -192,7 +235,12 @@ void fake_quant_backward(const FakeQuantBackwardArgs& a) {
   const ChannelView& v = a.view;
   const int64_t n = elements_of(v);
   if (a.mask_on_value) {
-    if (a.dx) with_index(n, [&]<class Index>() { elements("fake_quant_backward", n, Mask<Index>{v, a.x, a.dy, a.grids, a.dx}); });
+    if (!a.dx) return;
+    if (QuadGrids::fit(v) && aligned16(a.x) && aligned16(a.dy) && aligned16(a.dx)) {
+      elements("fake_quant_backward", ceil_div(n, 4), MaskFour{QuadGrids(v, a.grids), a.x, a.dy, a.dx, n});
+    } else {
+      with_index(n, [&]<class Index>() { elements("fake_quant_backward", n, Mask<Index>{v, a.x, a.dy, a.grids, a.dx}); });
+    }
     return;
   }
   if (channels_last(v)) {

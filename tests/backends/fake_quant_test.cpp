@@ -103,6 +103,38 @@ TEST_CASE("fake_quant works in place and on unaligned rows") {
   }
 }
 
+TEST_CASE("fake_quant and its gradient masked on the value: by channel in place and on unaligned rows") {
+  const View views[] = {{{1, 1, 1003}}, {{2, 3, 64}}, {{3, 1000, 4}}, {{1, 300, 12}}, {{2, 5, 6}}, {{5, 7, 1}}, {{1, 1, 3}}, {{2, 2, 0}}};
+  for (const View& v : views) {
+    CAPTURE(v.view.channels);
+    CAPTURE(v.view.inner);
+    const int64_t n = v.elements();
+    const std::vector<Grid> grids = channel_grids(kGrids[0], v.view.channels);
+    const std::vector<float> x = grid_values(n, kGrids[0], 5), dy = random_values(n, -1.0f, 1.0f, 6);
+    for (const int64_t shift : {0, 1, 4}) {
+      CAPTURE(shift);
+      Guarded<float> y(n + shift), masked(n + shift), xs(n + shift);
+      std::copy(x.begin(), x.end(), y.data() + shift);
+      std::copy(x.begin(), x.end(), xs.data() + shift);
+      std::copy(dy.begin(), dy.end(), masked.data() + shift);
+      kernels().fake_quant({.view = v.view, .x = y.data() + shift, .grids = grids.data(), .y = y.data() + shift});
+      kernels().fake_quant_backward(
+          {.view = v.view, .x = xs.data() + shift, .dy = masked.data() + shift, .grids = grids.data(), .mask_on_value = true, .dx = masked.data() + shift});
+      CHECK((y.intact() && masked.intact()));
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        const size_t k = static_cast<size_t>(i);
+        const Grid& g = grids[static_cast<size_t>(i / v.view.inner % v.view.channels)];
+        const float want = static_cast<float>(static_cast<double>(g.scale) * static_cast<double>(code(x[k], g) - g.zero_point));
+        const float lo = g.scale * static_cast<float>(g.qmin - g.zero_point), hi = g.scale * static_cast<float>(g.qmax - g.zero_point);
+        wrong += y[i + shift] != want;
+        wrong += masked[i + shift] != (x[k] >= lo && x[k] <= hi ? dy[k] : 0.0f);
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
 TEST_CASE("dequantize") {
   for (int64_t n : kTails) {
     const Grid g{0.07f, 113, 0, 255};
