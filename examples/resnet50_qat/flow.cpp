@@ -1,5 +1,6 @@
 #include "flow.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -19,6 +20,7 @@
 #include "detent/nn/passes/fold_batch_norm.h"
 #include "detent/nn/passes/reestimate_batch_norm.h"
 #include "detent/quant/fold_to_scale.h"
+#include "detent/quant/post_training.h"
 #include "given.h"
 #include "progress.h"
 
@@ -156,6 +158,11 @@ void Flow::fold() {
   if (o_.keep_batch_norm) return;
   const auto folded = nn::fold_batch_norms(net_);
   if (!folded.empty()) say(o_.quiet, text("folded ", folded.size(), " batch norms"));
+  if (o_.equalize == "no") return;
+  net_.to(Device{});
+  const quant::Equalized equalized = quant::equalize_layers(net_, {.relu6_as_relu = o_.equalize == "relu6"});
+  net_.to(device_);
+  say(o_.quiet, text("equalized ", equalized.sets.size(), " sets of layers", equalized.relus.empty() ? "" : text("; ", equalized.relus.size(), " clips became ReLUs")));
 }
 
 void Flow::quantize() {
@@ -230,6 +237,28 @@ void Flow::calibrate() {
   }
   report_.unseen = sim_->unseen();
   for (const std::string& name : report_.unseen) say(false, "warning: the quantizer of \"" + name + "\" never saw data and stays off");
+}
+
+// After the ranges have their final place, before they are trained.
+void Flow::correct_biases() {
+  if (o_.correct_biases == 0) return;
+  const FullPrecision full_precision(device_);
+  io::LoaderOptions options = loader_options(true);
+  options.batch = o_.eval_batch;
+  options.augment = false;
+  options.limit = o_.correct_biases;
+  io::Loader loader(train_set_, options);
+  const auto layers = std::count_if(net_.nodes().begin(), net_.nodes().end(), [](const nn::Graph::Node& n) { return n.op == "Conv" || n.op == "Gemm"; });
+  Progress progress("correct biases", loader.images() * (1 + layers), o_.quiet);
+  int64_t done = 0;
+  const int64_t corrected = quant::correct_biases(*sim_, [&] {
+    for (const io::Batch& b : loader) {
+      net_(b.images);
+      progress.update(done += b.images.dim(0));
+      stop_if_asked();
+    }
+  });
+  say(o_.quiet, text("corrected the biases of ", corrected, " layers"));
 }
 
 void Flow::load_ranges() {
@@ -413,6 +442,7 @@ void Flow::resume() {
     DETENT_CHECK(then.contains(key) && then[key] == value, "--resume ", resume_from_, ": it was written with --", key, " ", then.value(key, nlohmann::json()).dump(),
                  ", this run has ", value.dump(), "; give the same options");
   }
+  for (const auto& [key, value] : then.items()) DETENT_CHECK(now.contains(key), "--resume ", resume_from_, ": it was written with --", key, " ", value.dump(), ", this run is without; give the same options");
 }
 
 // The codes (with --int8-eval those of the integers), and in a folder of their own the values of the float network, for comparison with a device.
@@ -505,6 +535,7 @@ int Flow::run_stages() {
     quantize();
     calibrate();
     load_ranges();
+    correct_biases();
     validate("ptq");
     report_.seconds["ptq"] = since(start);
   }

@@ -41,6 +41,7 @@ class Flow {
   void quantize();
   void calibrate();
   void load_ranges();
+  void correct_biases();
   void warn_of_strangers(const detent::quant::EncodingMap& map) const;
   void fold_to_scale();
   void check_integers();

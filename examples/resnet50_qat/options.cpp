@@ -54,6 +54,9 @@ void check(const Options& o, int threads) {
   if (!o.device.starts_with("cuda:")) one_of("--device", o.device, {"auto", "cpu", "cuda", "cuda:N"});
   one_of("--precision", o.precision, {"f32", "tf32", "bf16"});
   one_of("--products", o.products, {"integers", "floats"});
+  one_of("--equalize", o.equalize, {"no", "yes", "relu6"});
+  DETENT_CHECK(o.equalize == "no" || !o.keep_batch_norm, "--equalize ", o.equalize, ": leave --batch-norm keep out; batch norms are folded before layers are equalized");
+  at_least("--correct-biases", o.correct_biases, 0);
   one_of("--encodings-version", o.encodings_version, {"0.6.1", "1.0.0", "2.0.0"});
   at_least("--threads", threads, 1, 1024);
   at_least("--batch", o.batch, 1, kMostBatch);
@@ -132,6 +135,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--reestimate-bn", o.reestimate_bn, "with --batch-norm keep: training batches on which statistics are measured anew after training; 0: none");
   app.add_option("--encodings", o.encodings, "encodings file (0.6.1, 1.0.0, 2.0.0) whose ranges replace the calibrated ones; it may name some quantizers only");
   app.add_flag("--freeze-encodings", o.freeze_encodings, "ranges of --encodings are kept while training");
+  app.add_option("--equalize", o.equalize, "neighbouring layers' channels before quantization: no, yes, or relu6 (also through ReLU6, which becomes ReLU); for weights quantized per tensor");
+  app.add_option("--correct-biases", o.correct_biases, "calibration images on which the mean error of quantization is taken out of the biases, layer by layer; 0: not");
   app.add_option("--calibration-samples", o.calibration_samples, "training images the ranges are calibrated on");
   app.add_option("--epochs", o.epochs, "epochs of quantization-aware training");
   app.add_option("--lr", o.lr, "learning rate");
@@ -232,6 +237,8 @@ std::string resume_key(const Options& o) {
                         {"preprocess", o.preprocess ? detent::io::to_string(*o.preprocess) : std::string_view()},
                         {"skip-bad-records", o.skip_bad_records}};
   // Named where it is not the rule only: files from before it was an option go on.
+  if (o.equalize != "no") key["equalize"] = o.equalize;
+  if (o.correct_biases > 0) key["correct-biases"] = o.correct_biases;
   if (o.products != "integers") key["products"] = o.products;
   if (o.precision != "tf32") key["precision"] = o.precision;
   return key.dump();

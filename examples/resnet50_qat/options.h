@@ -27,6 +27,8 @@ struct Options {
   std::string config;
   detent::quant::RangeRule range_rule = detent::quant::RangeRule::gated;
   float range_lr_scale = 1.0f;
+  std::string equalize = "no";    ///< yes; relu6: clips become ReLUs for it
+  int64_t correct_biases = 0;     ///< calibration images; 0: not
   bool keep_batch_norm = false;   ///< train with batch norms left in, fold them into the scales afterwards
   int64_t freeze_bn_after = -1;   ///< steps; -1: never
   int64_t reestimate_bn = 100;    ///< batches; 0: not

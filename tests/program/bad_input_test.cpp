@@ -95,6 +95,8 @@ TEST_CASE("bad_options") {
                {"a prefix with a line break", {"--prefix", "a\nb"}, {"--prefix", "control character"}},
                {"a prefix that is too long", {"--prefix", std::string(240, 'a')}, {"--prefix", "240"}},
                {"statistics of batch norms that are folded", {"--reestimate-bn", "3"}, {"--reestimate-bn 3", "--batch-norm keep"}},
+               {"unknown equalization", {"--equalize", "relu"}, {"--equalize", "relu6"}},
+               {"equalization of batch norms left in", {"--equalize", "yes", "--batch-norm", "keep"}, {"--equalize yes", "--batch-norm keep"}},
                {"a dump into a file", {"--dump-layers", w / "file"}, {"--dump-layers", "file"}},
                {"a config that is a folder", {"--config", w / "data"}, {"--config", "folder"}},
                {"integers of 16 bits, batch norms left in", {"--batch-norm", "keep", "--output-bw", "16", "--int8-eval"}, {"a code is a byte"}},

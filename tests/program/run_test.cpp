@@ -228,6 +228,30 @@ TEST_CASE("batch_norms_left_in_are_frozen_measured_anew_and_folded_into_the_scal
   }
 }
 
+TEST_CASE("layers are equalized and biases corrected before training, and a resumed run does not do it again") {
+  const Workshop w;
+  const Arguments tools{"--equalize", "yes", "--correct-biases", "16", "--param-bw", "4", "--epochs", "2", "--checkpoint-every", "6"};
+  const Outcome plain = w.run(w.good("plain") + Arguments{"--param-bw", "4", "--epochs", "0"});
+  const Outcome o = w.run(w.good("whole") + tools);
+  REQUIRE(plain.code == 0);
+  INFO(o.err);
+  REQUIRE(o.code == 0);
+  const auto summary = nlohmann::json::parse(slurp((w / "whole") + "/m.summary.json"));
+  CHECK(summary.at("options").at("equalize") == "yes");
+  CHECK(summary.at("options").at("correct-biases") == 16);
+  CHECK(summary.at("options").at("param-bw") == 4);
+  // Only weights between the two layers of a block moved, so equalization shows in their grids and nowhere before.
+  const quant::EncodingMap a = io::read_encodings(slurp((w / "whole") + "/m.encodings"), "whole"), b = io::read_encodings(slurp((w / "plain") + "/m.encodings"), "plain");
+  CHECK(std::abs(a.find("layer1.0.conv1.weight")->grids[0].scale / b.find("layer1.0.conv1.weight")->grids[0].scale - 1.0f) > 0.05f);
+  const Outcome again = w.run(w.good("again") + tools + Arguments{"--resume", (w / "whole") + "/m.step-6.ckpt"});
+  INFO(again.err);
+  REQUIRE(again.code == 0);
+  for (const char* name : {"/m.safetensors", "/m.encodings", "/m.qdq.onnx"}) CHECK(slurp((w / "whole") + name) == slurp((w / "again") + name));
+  const Outcome other = w.run(w.good("again") + Arguments{"--param-bw", "4", "--epochs", "2", "--resume", (w / "whole") + "/m.step-6.ckpt"});
+  CHECK(other.code == 2);
+  CHECK_CONTAINS(other.err, "--correct-biases");
+}
+
 // On a GPU when there is one, else on the module of tests/device.
 TEST_CASE("a_run_on_a_device_follows_the_cpu_and_repeats_to_the_bit") {
   const Workshop w;
