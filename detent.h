@@ -42,3 +42,4 @@
 #include "detent/quant/quantizer.h"
 #include "detent/quant/quantsim.h"
 #include "detent/quant/scheme.h"
+#include "detent/quant/sensitivity.h"

@@ -12,7 +12,6 @@
 #include "detent/core/file.h"
 #include "detent/core/parallel.h"
 #include "detent/io/export.h"
-#include "detent/io/layer_dump.h"
 #include "detent/io/onnx/import.h"
 #include "detent/io/weights.h"
 #include "detent/nn/layers.h"
@@ -30,12 +29,14 @@ using namespace detent;
 
 std::atomic<bool> stop_requested{false};
 
+void stop_if_asked() {
+  if (stop_requested.load()) throw Stopped{};
+}
+
 namespace {
 
 constexpr float kFloatLearningRate = 1e-3f;
 constexpr int64_t kSmallImage = 64;  // an imported network says nothing of how its images were prepared
-
-double rate(int64_t images, double seconds) { return seconds > 0 ? static_cast<double>(images) / seconds : 0.0; }
 
 io::Preprocess default_preprocess(const std::string& arch) {
   if (arch == "resnet50-v1") return io::Preprocess::keras;
@@ -51,13 +52,6 @@ void trim_log(const std::string& path, int64_t steps) {
     for (int64_t i = 0; i < steps && file.read_line(line); ++i) kept += line + "\n";
   }
   write_file_atomically(path, std::string_view(kept));
-}
-
-struct Stopped {};
-
-// Outside of training there is no step to finish.
-void stop_if_asked() {
-  if (stop_requested.load()) throw Stopped{};
 }
 
 // Removes a log that a failed run would leave half-written.
@@ -138,22 +132,6 @@ io::LoaderOptions Flow::loader_options(bool training) const {
           .device = device_};
 }
 
-nn::Accuracy Flow::validate(const std::string& stage) {
-  io::Loader loader(valid_set_, loader_options(false));
-  Progress progress("evaluate " + stage, loader.images(), o_.quiet);
-  // Judged apart from what training rounds.
-  std::optional<FullPrecision> full_precision;
-  if (backend(device_).precision() == Precision::bf16) full_precision.emplace(device_);
-  const nn::Accuracy a = nn::evaluate(net_, loader, [&](int64_t done) {
-    progress.update(done);
-    stop_if_asked();
-  });
-  report_.accuracy[stage] = a;
-  report_.images["valid"] = a.images;
-  report_.images_per_second[stage == "int8" ? "eval_int8" : sim_ ? "eval_quantized" : "eval_float"] = rate(a.images, progress.seconds());
-  return a;
-}
-
 void Flow::fold() {
   if (o_.keep_batch_norm) return;
   const auto folded = nn::fold_batch_norms(net_);
@@ -212,14 +190,19 @@ void Flow::train_built_in() {
   io::save_weights(net_, cached);
 }
 
-void Flow::calibrate() {
-  // Ranges are measured in full precision, whatever a device trains in: they are then the same everywhere.
-  const FullPrecision full_precision(device_);
+// Training images as evaluation sees them.
+io::LoaderOptions Flow::calibration_options(int64_t images) const {
   io::LoaderOptions options = loader_options(true);
   options.batch = o_.eval_batch;
   options.augment = false;
-  options.limit = o_.calibration_samples;
-  io::Loader loader(train_set_, options);
+  options.limit = images;
+  return options;
+}
+
+void Flow::calibrate() {
+  // Ranges are measured in full precision, whatever a device trains in: they are then the same everywhere.
+  const FullPrecision full_precision(device_);
+  io::Loader loader(train_set_, calibration_options(o_.calibration_samples));
   Progress progress("calibrate", loader.images(), o_.quiet);
   int64_t done = 0;
   sim_->compute_encodings([&] {
@@ -237,28 +220,6 @@ void Flow::calibrate() {
   }
   report_.unseen = sim_->unseen();
   for (const std::string& name : report_.unseen) say(false, "warning: the quantizer of \"" + name + "\" never saw data and stays off");
-}
-
-// After the ranges have their final place, before they are trained.
-void Flow::correct_biases() {
-  if (o_.correct_biases == 0) return;
-  const FullPrecision full_precision(device_);
-  io::LoaderOptions options = loader_options(true);
-  options.batch = o_.eval_batch;
-  options.augment = false;
-  options.limit = o_.correct_biases;
-  io::Loader loader(train_set_, options);
-  const auto layers = std::count_if(net_.nodes().begin(), net_.nodes().end(), [](const nn::Graph::Node& n) { return n.op == "Conv" || n.op == "Gemm"; });
-  Progress progress("correct biases", loader.images() * (1 + layers), o_.quiet);
-  int64_t done = 0;
-  const int64_t corrected = quant::correct_biases(*sim_, [&] {
-    for (const io::Batch& b : loader) {
-      net_(b.images);
-      progress.update(done += b.images.dim(0));
-      stop_if_asked();
-    }
-  });
-  say(o_.quiet, text("corrected the biases of ", corrected, " layers"));
 }
 
 void Flow::load_ranges() {
@@ -311,34 +272,6 @@ void Flow::fold_to_scale() {
   const auto folded = quant::fold_batch_norms_to_scale(*sim_);
   net_.to(device_);
   say(o_.quiet, text("folded ", folded.size(), " batch norms into the scales"));
-}
-
-// Integer execution refuses some networks: told before they train.
-void Flow::check_integers() {
-  if (!o_.int8_eval) return;
-  net_.to(Device{});
-  net_.set_execution(nn::Graph::Execution::integer);
-  net_.set_execution(nn::Graph::Execution::planned);
-  net_.to(device_);
-}
-
-template <class Fn>
-void Flow::on_integers(Fn&& fn) {
-  const Device device = std::exchange(device_, Device{});  // the loader's too
-  net_.to(device_);
-  net_.set_execution(nn::Graph::Execution::integer);
-  fn();
-  net_.set_execution(nn::Graph::Execution::planned);
-  device_ = device;
-  net_.to(device_);
-}
-
-void Flow::evaluate_integers() {
-  if (!o_.int8_eval) return;
-  on_integers([&] {
-    for (const std::string& node : net_.float_nodes()) say(o_.quiet, "in float: " + node);
-    validate("int8");
-  });
 }
 
 // What fails behind a checkpoint (NaN, no memory, a full disk) names it: it is still good.
@@ -445,25 +378,8 @@ void Flow::resume() {
   for (const auto& [key, value] : then.items()) DETENT_CHECK(now.contains(key), "--resume ", resume_from_, ": it was written with --", key, " ", value.dump(), ", this run is without; give the same options");
 }
 
-// The codes (with --int8-eval those of the integers), and in a folder of their own the values of the float network, for comparison with a device.
-void Flow::dump_layers() {
-  const auto codes = [&] { dump_layers_into(o_.dump_layers); };
-  o_.int8_eval ? on_integers(codes) : codes();
-  sim_->disable();
-  dump_layers_into(join_path(o_.dump_layers, "float"));
-  sim_->enable();
-}
-
-void Flow::dump_layers_into(const std::string& folder) {
-  io::LayerDump dump(net_, {.folder = folder, .layer_images = o_.dump_layer_images});
-  io::LoaderOptions options = loader_options(false);
-  options.limit = o_.dump_images;
-  io::Loader loader(valid_set_, options);
-  for (const io::Batch& b : loader) dump.add(b.images);
-  dump.finish();
-}
-
 void Flow::finish() {
+  measure_sensitivity();
   net_.to(Device{});  // files are written from the host's memory
   io::ExportOptions options{.folder = o_.output, .prefix = o_.prefix, .encodings_version = o_.encodings_version, .int32_bias = o_.int32_bias};
   std::vector<std::string> files = io::export_quantized(*sim_, options);
@@ -474,7 +390,7 @@ void Flow::finish() {
     net_.to(device_);
     dump_layers();
   }
-  std::string out = table(report_, o_);
+  std::string out = table(report_, o_) + sensitivity_table(report_);
   if (o_.print_quantizers) out += "\n" + sim_->table();
   out += "\nwritten to " + o_.output + ":";
   for (const std::string& f : files) out += " " + f;

@@ -19,6 +19,10 @@ namespace qat {
 /// Set by SIGINT and SIGTERM: the step in progress is finished and saved.
 extern std::atomic<bool> stop_requested;
 
+/// Thrown where there is no training step to finish.
+struct Stopped {};
+void stop_if_asked();
+
 /// The process was asked to stop and did so in order; its work is in a checkpoint.
 inline constexpr int kExitStopped = 3;
 
@@ -36,12 +40,14 @@ class Flow {
   void import_network();
   void train_built_in();
   detent::io::LoaderOptions loader_options(bool training) const;
+  detent::io::LoaderOptions calibration_options(int64_t images) const;
   detent::nn::Accuracy validate(const std::string& stage);
   void fold();
   void quantize();
   void calibrate();
   void load_ranges();
   void correct_biases();
+  void measure_sensitivity();
   void warn_of_strangers(const detent::quant::EncodingMap& map) const;
   void fold_to_scale();
   void check_integers();

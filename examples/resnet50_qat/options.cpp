@@ -57,6 +57,7 @@ void check(const Options& o, int threads) {
   one_of("--equalize", o.equalize, {"no", "yes", "relu6"});
   DETENT_CHECK(o.equalize == "no" || !o.keep_batch_norm, "--equalize ", o.equalize, ": leave --batch-norm keep out; batch norms are folded before layers are equalized");
   at_least("--correct-biases", o.correct_biases, 0);
+  at_least("--sensitivity", o.sensitivity, 0);
   one_of("--encodings-version", o.encodings_version, {"0.6.1", "1.0.0", "2.0.0"});
   at_least("--threads", threads, 1, 1024);
   at_least("--batch", o.batch, 1, kMostBatch);
@@ -161,6 +162,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--dump-layers", o.dump_layers, "write every layer's codes for validation images into this folder (scripts/compare_with_onnxruntime); with --int8-eval the integers'");
   app.add_option("--dump-images", o.dump_images, "validation images of the dump");
   app.add_option("--dump-layer-images", o.dump_layer_images, "of those, the ones that all layers are written for");
+  app.add_option("--sensitivity", o.sensitivity, "training images on which each quantizer is measured alone, the noisiest are printed; 0: not");
   app.add_flag("--print-quantizers", o.print_quantizers, "print every quantizer with its range and grid at the end");
   app.add_flag("--int8-eval", o.int8_eval, "also the final network's accuracy by integer execution on the cpu (8-bit grids), as ONNX Runtime runs PREFIX.qdq.onnx");
   app.add_flag("--quiet", o.quiet, "no progress; only the final table");

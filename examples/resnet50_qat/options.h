@@ -54,6 +54,7 @@ struct Options {
   int64_t skip_bad_records = 0;
   std::string dump_layers;  ///< folder, or empty; the float network goes into its folder "float"
   int64_t dump_images = 64, dump_layer_images = 32;
+  int64_t sensitivity = 0;  ///< images; 0: not measured
   bool print_quantizers = false;
   bool int8_eval = false;  ///< also the accuracy of integer execution
   bool quiet = false;

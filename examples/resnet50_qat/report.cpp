@@ -2,6 +2,7 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -58,6 +59,22 @@ std::string table(const Report& r, const Options& o) {
   return out;
 }
 
+double rate(int64_t images, double seconds) { return seconds > 0 ? static_cast<double>(images) / seconds : 0.0; }
+
+std::string sensitivity_table(const Report& r) {
+  constexpr size_t kLines = 15;
+  if (r.sensitivities.empty()) return {};
+  std::string out = "\nquantized alone                               bits   noise of the scores\n";
+  for (size_t i = 0; i < std::min(kLines, r.sensitivities.size()); ++i) {
+    const detent::quant::Sensitivity& s = r.sensitivities[i];
+    char line[160];
+    std::snprintf(line, sizeof line, "%-44s  %4d   %11.5f %%\n", s.name.c_str(), s.bits, 100.0 * s.noise);
+    out += line;
+  }
+  if (r.sensitivities.size() > kLines) out += detent::text("(", r.sensitivities.size() - kLines, " more, all in the summary)\n");
+  return out;
+}
+
 std::string summary_json(const Report& r, const Options& o, const std::string& device, detent::quant::QuantizerCounts counts, const std::vector<std::string>& files) {
   Json j;
   j["format"] = 1;
@@ -81,6 +98,7 @@ std::string summary_json(const Report& r, const Options& o, const std::string& d
   }
   j["quantizers"] = {{"weight", counts.weight}, {"activation", counts.activation}, {"bias", counts.bias}};
   j["quantizers_without_data"] = r.unseen;
+  for (const detent::quant::Sensitivity& s : r.sensitivities) j["sensitivity"].push_back({{"name", s.name}, {"bits", s.bits}, {"noise", s.noise}});
   j["resumed_from_step"] = r.resumed_from_step;
   j["seconds"] = r.seconds;
   j["images_per_second"] = r.images_per_second;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "detent/nn/train.h"
+#include "detent/quant/sensitivity.h"
 #include "options.h"
 
 namespace qat {
@@ -17,6 +18,7 @@ struct Report {
   std::map<std::string, int64_t> images;                  ///< "train", "valid", "calibration"
   double waiting_share = 0.0;                             ///< of training time, for data
   std::vector<std::string> unseen;                        ///< quantizers that no calibration image reached
+  std::vector<detent::quant::Sensitivity> sensitivities;  ///< the noisiest first
   int64_t resumed_from_step = 0;
   int64_t bad_records = 0;
 
@@ -25,8 +27,12 @@ struct Report {
   static Report from_json(const std::string& text);
 };
 
+/// Images per second; 0 when no time passed.
+double rate(int64_t images, double seconds);
 /// The final table.
 std::string table(const Report& report, const Options& options);
+/// The noisiest quantizers, or "" when they were not measured.
+std::string sensitivity_table(const Report& report);
 /// PREFIX.summary.json (design: format 1).
 std::string summary_json(const Report& report, const Options& options, const std::string& device, detent::quant::QuantizerCounts counts, const std::vector<std::string>& files);
 

@@ -230,7 +230,7 @@ TEST_CASE("batch_norms_left_in_are_frozen_measured_anew_and_folded_into_the_scal
 
 TEST_CASE("layers are equalized and biases corrected before training, and a resumed run does not do it again") {
   const Workshop w;
-  const Arguments tools{"--equalize", "yes", "--correct-biases", "16", "--param-bw", "4", "--epochs", "2", "--checkpoint-every", "6"};
+  const Arguments tools{"--equalize", "yes", "--correct-biases", "16", "--param-bw", "4", "--epochs", "2", "--checkpoint-every", "6", "--sensitivity", "8"};
   const Outcome plain = w.run(w.good("plain") + Arguments{"--param-bw", "4", "--epochs", "0"});
   const Outcome o = w.run(w.good("whole") + tools);
   REQUIRE(plain.code == 0);
@@ -240,6 +240,8 @@ TEST_CASE("layers are equalized and biases corrected before training, and a resu
   CHECK(summary.at("options").at("equalize") == "yes");
   CHECK(summary.at("options").at("correct-biases") == 16);
   CHECK(summary.at("options").at("param-bw") == 4);
+  CHECK(summary.at("sensitivity").size() == 50);
+  CHECK_CONTAINS(o.out, summary.at("sensitivity")[0].at("name").get<std::string>());
   // Only weights between the two layers of a block moved, so equalization shows in their grids and nowhere before.
   const quant::EncodingMap a = io::read_encodings(slurp((w / "whole") + "/m.encodings"), "whole"), b = io::read_encodings(slurp((w / "plain") + "/m.encodings"), "plain");
   CHECK(std::abs(a.find("layer1.0.conv1.weight")->grids[0].scale / b.find("layer1.0.conv1.weight")->grids[0].scale - 1.0f) > 0.05f);

@@ -1,5 +1,6 @@
 // Equalization and bias correction of whole networks: what must not change does not, and what they are for happens.
 #include "detent/quant/post_training.h"
+#include "detent/quant/sensitivity.h"
 
 #include <cmath>
 #include <map>
@@ -185,4 +186,41 @@ TEST_CASE("bias correction needs ranges and data, and leaves the sim as it was w
   CHECK_MENTIONS(message_of([&] { correct_biases(sim, [] {}); }), "ran no data");
   CHECK_THROWS_AS(correct_biases(sim, [] { throw std::runtime_error("disk"); }), std::runtime_error);
   CHECK(same_bits(infer(g, images()), before));
+}
+
+TEST_CASE("sensitivity: each quantizer alone, the noisiest first, and all as before") {
+  Graph g = folded("resnet20-cifar10");
+  QuantSim sim(g, {.scheme = Scheme::range_learning_tf});
+  CHECK_MENTIONS(message_of([&] { sensitivities(sim, {images()}); }), "run compute_encodings first");
+  sim.compute_encodings([&] { g(images()); });
+  CHECK_MENTIONS(message_of([&] { sensitivities(sim, {}); }), "no images");
+  const char* const culprit = "layer2.1.relu1";
+  const Range r = sim.find(culprit)->ranges()[0];
+  sim.find(culprit)->set_ranges({{0.0, 0.02 * r.max}});
+  const Tensor before = infer(g, images());
+  const std::vector<Sensitivity> found = sensitivities(sim, {images(2, 1), images(3, 2)});
+  CHECK(same_bits(infer(g, images()), before));
+  for (const Placement& p : sim.placements()) CHECK(p.quantizer->state() == QuantizerState::learning);
+  CHECK(found.size() == sim.placements().size());
+  CHECK(found.front().name == culprit);
+  CHECK(found.front().bits == 8);
+  for (size_t i = 1; i < found.size(); ++i) CHECK(found[i].noise <= found[i - 1].noise);
+  CHECK(found.front().noise > 100.0 * found[1].noise);
+  // One of them by hand.
+  double error = 0.0, signal = 0.0;
+  for (const Tensor& x : {images(2, 1), images(3, 2)}) {
+    sim.disable();
+    const std::vector<float> want = infer(g, x).to_vector<float>();
+    sim.find("layer1.0.conv2.weight")->enable();
+    const std::vector<float> got = infer(g, x).to_vector<float>();
+    sim.find("layer1.0.conv2.weight")->disable();
+    sim.enable();
+    for (size_t i = 0; i < got.size(); ++i) {
+      error += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
+      signal += std::pow(static_cast<double>(want[i]), 2);
+    }
+  }
+  for (const Sensitivity& s : found) {
+    if (s.name == "layer1.0.conv2.weight") CHECK(s.noise == doctest::Approx(error / signal).epsilon(1e-9));
+  }
 }

@@ -1,0 +1,108 @@
+// What a Flow measures and writes beside training: accuracies, integers, bias correction, sensitivities, layer dumps.
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "detent/io/layer_dump.h"
+#include "detent/quant/post_training.h"
+#include "flow.h"
+#include "progress.h"
+
+namespace qat {
+
+using namespace detent;
+
+nn::Accuracy Flow::validate(const std::string& stage) {
+  io::Loader loader(valid_set_, loader_options(false));
+  Progress progress("evaluate " + stage, loader.images(), o_.quiet);
+  // Judged apart from what training rounds.
+  std::optional<FullPrecision> full_precision;
+  if (backend(device_).precision() == Precision::bf16) full_precision.emplace(device_);
+  const nn::Accuracy a = nn::evaluate(net_, loader, [&](int64_t done) {
+    progress.update(done);
+    stop_if_asked();
+  });
+  report_.accuracy[stage] = a;
+  report_.images["valid"] = a.images;
+  report_.images_per_second[stage == "int8" ? "eval_int8" : sim_ ? "eval_quantized" : "eval_float"] = rate(a.images, progress.seconds());
+  return a;
+}
+
+// After the ranges have their final place, before they are trained.
+void Flow::correct_biases() {
+  if (o_.correct_biases == 0) return;
+  const FullPrecision full_precision(device_);
+  io::Loader loader(train_set_, calibration_options(o_.correct_biases));
+  const auto layers = std::count_if(net_.nodes().begin(), net_.nodes().end(), [](const nn::Graph::Node& n) { return n.op == "Conv" || n.op == "Gemm"; });
+  Progress progress("correct biases", loader.images() * (1 + layers), o_.quiet);
+  int64_t done = 0;
+  const int64_t corrected = quant::correct_biases(*sim_, [&] {
+    for (const io::Batch& b : loader) {
+      net_(b.images);
+      progress.update(done += b.images.dim(0));
+      stop_if_asked();
+    }
+  });
+  say(o_.quiet, text("corrected the biases of ", corrected, " layers"));
+}
+
+// Integer execution refuses some networks: told before they train.
+void Flow::check_integers() {
+  if (!o_.int8_eval) return;
+  net_.to(Device{});
+  net_.set_execution(nn::Graph::Execution::integer);
+  net_.set_execution(nn::Graph::Execution::planned);
+  net_.to(device_);
+}
+
+template <class Fn>
+void Flow::on_integers(Fn&& fn) {
+  const Device device = std::exchange(device_, Device{});  // the loader's too
+  net_.to(device_);
+  net_.set_execution(nn::Graph::Execution::integer);
+  fn();
+  net_.set_execution(nn::Graph::Execution::planned);
+  device_ = device;
+  net_.to(device_);
+}
+
+void Flow::evaluate_integers() {
+  if (!o_.int8_eval) return;
+  on_integers([&] {
+    for (const std::string& node : net_.float_nodes()) say(o_.quiet, "in float: " + node);
+    validate("int8");
+  });
+}
+
+// The codes (with --int8-eval those of the integers), and in a folder of their own the values of the float network, for comparison with a device.
+void Flow::dump_layers() {
+  const auto codes = [&] { dump_layers_into(o_.dump_layers); };
+  o_.int8_eval ? on_integers(codes) : codes();
+  sim_->disable();
+  dump_layers_into(join_path(o_.dump_layers, "float"));
+  sim_->enable();
+}
+
+void Flow::dump_layers_into(const std::string& folder) {
+  io::LayerDump dump(net_, {.folder = folder, .layer_images = o_.dump_layer_images});
+  io::LoaderOptions options = loader_options(false);
+  options.limit = o_.dump_images;
+  io::Loader loader(valid_set_, options);
+  for (const io::Batch& b : loader) dump.add(b.images);
+  dump.finish();
+}
+
+void Flow::measure_sensitivity() {
+  if (o_.sensitivity == 0) return;
+  const FullPrecision full_precision(device_);
+  io::Loader loader(train_set_, calibration_options(o_.sensitivity));
+  std::vector<Tensor> batches;
+  for (const io::Batch& b : loader) batches.push_back(b.images);
+  Progress progress("sensitivity", static_cast<int64_t>(sim_->placements().size()), o_.quiet);
+  report_.sensitivities = quant::sensitivities(*sim_, batches, [&](int64_t done) {
+    progress.update(done);
+    stop_if_asked();
+  });
+}
+
+}  // namespace qat
