@@ -98,7 +98,7 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
   }
   for (const auto& [name, tensor] : given) append_some(wrong, count, text(name, ": ", tensor->shape(), " is not in this network"));
   const auto is_statistic = [](std::string_view name) { return name.ends_with(".running_var"); };
-  const bool folded = std::any_of(state.begin(), state.end(), [&](const auto& s) { return is_statistic(s.first); }) &&
+  const bool folded = !fitting.empty() && std::any_of(state.begin(), state.end(), [&](const auto& s) { return is_statistic(s.first); }) &&
                       std::none_of(tensors.begin(), tensors.end(), [&](const NamedTensor& t) { return is_statistic(t.name); });
   DETENT_CHECK(wrong.empty(), "weights ", source, ": ", count, " tensors do not fit; ",
                folded ? "the file has no batch norms, as one that was written after folding: fold the network before it is loaded, or give the .onnx file written beside it as --arch"
