@@ -46,25 +46,37 @@ struct WriteMoments {
 struct Normalise {
   BatchNormArgs a;
   const float* factor;
-  DETENT_HD float at(float x, int64_t j) const {
-    const float v = (x - a.mean[j]) * factor[j] + (a.beta ? a.beta[j] : 0.0f);
+  DETENT_HD float at(float x, float mean, float scale, float beta) const {
+    const float v = (x - mean) * scale + beta;
     const float w = v > a.clamp_max ? a.clamp_max : v;
     return w < a.clamp_min ? a.clamp_min : w;
   }
-  DETENT_HD void operator()(int64_t i) const { a.y[i] = at(a.x[i], i % a.c); }
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t j = i % a.c;
+    a.y[i] = at(a.x[i], a.mean[j], factor[j], a.beta ? a.beta[j] : 0.0f);
+  }
 };
 
-// Four neighbours; c is a multiple of 4 and fits 32 bits.
+// Four neighbours at once: c is a multiple of 4 and fits 32 bits, everything is aligned.
+struct ChannelQuads {
+  FastDiv by_c4;
+  bool small;  // positions fit
+  ChannelQuads(int64_t rows, int64_t c) : by_c4(c / 4), small(rows * c / 4 < kTileLimit) {}
+  /// The quad of channels of quad i.
+  DETENT_HD int64_t of(int64_t i) const { return small ? i - static_cast<int64_t>(by_c4.divide(static_cast<int32_t>(i))) * by_c4.divisor : i % by_c4.divisor; }
+};
+DETENT_HD FloatQuad quad(const float* p, int64_t i) { return reinterpret_cast<const FloatQuad*>(p)[i]; }
+
 struct NormaliseFour {
   Normalise one;
-  FastDiv by_c4;
-  int64_t quads;
+  ChannelQuads channels;
   DETENT_HD void operator()(int64_t i) const {
-    const int64_t j = (quads < kTileLimit ? i - static_cast<int64_t>(by_c4.divide(static_cast<int32_t>(i))) * by_c4.divisor : i % by_c4.divisor) * 4;
-    const FloatQuad x = reinterpret_cast<const FloatQuad*>(one.a.x)[i];
+    const FloatQuad x = quad(one.a.x, i);
+    const int64_t j = channels.of(i);
+    const FloatQuad mean = quad(one.a.mean, j), factor = quad(one.factor, j), beta = one.a.beta ? quad(one.a.beta, j) : FloatQuad{};
     FloatQuad y;
     DETENT_UNROLL
-    for (int e = 0; e < 4; ++e) y.v[e] = one.at(x.v[e], j + e);
+    for (int e = 0; e < 4; ++e) y.v[e] = one.at(x.v[e], mean.v[e], factor.v[e], beta.v[e]);
     reinterpret_cast<FloatQuad*>(one.a.y)[i] = y;
   }
 };
@@ -88,8 +100,9 @@ struct GradientOp {
   float lo, hi;
   const float* factor;  // null: no mask
   const float* beta;
-  DETENT_HD float gradient(float x_at, float dy_at, int64_t j) const {
-    return factor ? masked_gradient(dy_at, (x_at - mean[j]) * factor[j] + (beta ? beta[j] : 0.0f), lo, hi) : dy_at;
+  DETENT_HD float gradient(float x_at, float dy_at, int64_t j) const { return factor ? gradient(x_at, dy_at, mean[j], factor[j], beta ? beta[j] : 0.0f) : dy_at; }
+  DETENT_HD float gradient(float x_at, float dy_at, float mean_at, float factor_at, float beta_at) const {
+    return masked_gradient(dy_at, (x_at - mean_at) * factor_at + beta_at, lo, hi);
   }
   DETENT_HD ColumnPart run(int64_t column, int64_t row, int step, int n) const {
     float sum = 0.0f, dot = 0.0f;
@@ -131,29 +144,36 @@ struct WriteGradients {
   }
 };
 
+DETENT_HD float input_gradient(float x, float g, float mean, float k1, float k2, float k3) { return k1 * g - k2 - k3 * (x - mean); }
+
 struct InputGradient {
   GradientOp op;
   const float* k1;
   const float* k2;
   const float* k3;
   float* dx;
-  DETENT_HD float at(float x, float g, int64_t j) const { return k1[j] * g - k2[j] - k3[j] * (x - op.mean[j]); }
   DETENT_HD void operator()(int64_t i) const {
     const int64_t j = i % op.c;
-    dx[i] = at(op.x[i], op.gradient(op.x[i], op.dy[i], j), j);
+    dx[i] = input_gradient(op.x[i], op.gradient(op.x[i], op.dy[i], j), op.mean[j], k1[j], k2[j], k3[j]);
   }
 };
 
 struct InputGradientFour {
   InputGradient one;
-  FastDiv by_c4;
-  int64_t quads;
+  ChannelQuads channels;
   DETENT_HD void operator()(int64_t i) const {
-    const int64_t j = (quads < kTileLimit ? i - static_cast<int64_t>(by_c4.divide(static_cast<int32_t>(i))) * by_c4.divisor : i % by_c4.divisor) * 4;
-    const FloatQuad x = reinterpret_cast<const FloatQuad*>(one.op.x)[i], dy = reinterpret_cast<const FloatQuad*>(one.op.dy)[i];
-    FloatQuad dx;
+    const GradientOp& op = one.op;
+    const FloatQuad x = quad(op.x, i), dy = quad(op.dy, i);
+    const int64_t j = channels.of(i);
+    const FloatQuad mean = quad(op.mean, j), k1 = quad(one.k1, j), k2 = quad(one.k2, j), k3 = quad(one.k3, j);
+    FloatQuad g = dy, dx;
+    if (op.factor) {
+      const FloatQuad factor = quad(op.factor, j), beta = op.beta ? quad(op.beta, j) : FloatQuad{};
+      DETENT_UNROLL
+      for (int e = 0; e < 4; ++e) g.v[e] = op.gradient(x.v[e], dy.v[e], mean.v[e], factor.v[e], beta.v[e]);
+    }
     DETENT_UNROLL
-    for (int e = 0; e < 4; ++e) dx.v[e] = one.at(x.v[e], one.op.gradient(x.v[e], dy.v[e], j + e), j + e);
+    for (int e = 0; e < 4; ++e) dx.v[e] = input_gradient(x.v[e], g.v[e], mean.v[e], k1.v[e], k2.v[e], k3.v[e]);
     reinterpret_cast<FloatQuad*>(one.dx)[i] = dx;
   }
 };
@@ -185,9 +205,8 @@ void batch_norm(const BatchNormArgs& a) {
   const Scratch<float> factor(a.c);
   elements("batch_norm", a.c, NormFactor{a.gamma, a.var, a.eps, factor.get()});
   const Normalise one{a, factor.get()};
-  if (a.c % 4 == 0 && aligned16(a.x) && aligned16(a.y)) {
-    const int64_t quads = a.rows * a.c / 4;
-    elements("batch_norm", quads, NormaliseFour{one, FastDiv(a.c / 4), quads});
+  if (a.c % 4 == 0 && aligned16(a.x) && aligned16(a.y) && aligned16(a.mean) && aligned16(a.beta)) {
+    elements("batch_norm", a.rows * a.c / 4, NormaliseFour{one, ChannelQuads(a.rows, a.c)});
   } else {
     elements("batch_norm", a.rows * a.c, one);
   }
@@ -204,9 +223,8 @@ void batch_norm_backward(const BatchNormBackwardArgs& a) {
                  WriteGradients{a.gamma, a.var, a.eps, a.training, static_cast<double>(a.rows > 0 ? a.rows : 1), a.dgamma, a.dbeta, k1, k2, k3});
   if (!a.dx) return;
   const InputGradient one{op, k1, k2, k3, a.dx};
-  if (a.c % 4 == 0 && aligned16(a.x) && aligned16(a.dy) && aligned16(a.dx)) {
-    const int64_t quads = a.rows * a.c / 4;
-    elements("batch_norm_backward", quads, InputGradientFour{one, FastDiv(a.c / 4), quads});
+  if (a.c % 4 == 0 && aligned16(a.x) && aligned16(a.dy) && aligned16(a.dx) && aligned16(a.mean) && aligned16(a.beta)) {
+    elements("batch_norm_backward", a.rows * a.c / 4, InputGradientFour{one, ChannelQuads(a.rows, a.c)});
   } else {
     elements("batch_norm_backward", a.rows * a.c, one);
   }

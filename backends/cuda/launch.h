@@ -127,17 +127,23 @@ struct DeviceBlock {
   }
 };
 
-template <class Body>
-__global__ void __launch_bounds__(kElementThreads) element_kernel(int64_t n, Body body) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kElementThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kElementThreads + threadIdx.x; i < n; i += step) body(i);
-}
-
 /// How many blocks must share a processor, for bodies that say so (kShare): a limit to registers.
 template <class Body>
 constexpr int blocks_that_share() {
   if constexpr (requires { Body::kShare; }) return Body::kShare;
   return 0;
+}
+
+template <class Body>
+__global__ void __launch_bounds__(kElementThreads, blocks_that_share<Body>()) element_kernel(int64_t n, Body body) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kElementThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kElementThreads + threadIdx.x; i < n; i += step) {
+    int64_t at = i;
+#if defined(__CUDA_ARCH__)
+    asm("" : "+l"(at));  // a second round is rare: no pointer of the body is kept in registers for it
+#endif
+    body(at);
+  }
 }
 
 template <class Body>

@@ -182,6 +182,7 @@ struct AddCodes {
 
 // Four elements by each thread where the pointers allow it.
 struct Add {
+  static constexpr int kShare = 6;
   AddArgs a;
   bool whole;
   const SumOfCodes* plan;  // null: not both are codes on their way to a grid

@@ -119,3 +119,37 @@ TEST_CASE("batch_norm_backward: training, evaluation, clamp mask") {
     }
   }
 }
+
+TEST_CASE("batch_norm and its gradient have the same bits wherever the tensors and the channels' numbers lie") {
+  for (const int64_t c : {4, 12, 64, 7}) {
+    CAPTURE(c);
+    const int64_t rows = 37, n = rows * c;
+    // Element 0 of each is `shift` floats behind an aligned address.
+    const auto at = [](const std::vector<float>& v, int64_t shift) {
+      std::vector<float> w(static_cast<size_t>(shift));
+      w.insert(w.end(), v.begin(), v.end());
+      return w;
+    };
+    const std::vector<float> x = random_values(n, -1.0f, 2.0f), dy = random_values(n, -1.0f, 1.0f, 6), mean = random_values(c, -0.5f, 0.5f, 2), var = random_values(c, 0.1f, 2.0f, 3),
+                             gamma = random_values(c, -1.0f, 2.0f, 4), beta = random_values(c, -1.0f, 1.0f, 5);
+    for (const bool clamp : {false, true}) {
+      CAPTURE(clamp);
+      std::vector<float> first;
+      for (int shifted = 0; shifted < 5; ++shifted) {
+        CAPTURE(shifted);
+        const auto xs = at(x, shifted == 1), dys = at(dy, shifted == 2), means = at(mean, shifted == 3), betas = at(beta, shifted == 4);
+        BatchNormArgs f{.rows = rows, .c = c, .eps = 1e-3f, .x = xs.data() + (shifted == 1), .mean = means.data() + (shifted == 3), .var = var.data(), .gamma = gamma.data(),
+                        .beta = betas.data() + (shifted == 4)};
+        BatchNormBackwardArgs b{.rows = rows, .c = c, .eps = 1e-3f, .x = f.x, .dy = dys.data() + (shifted == 2), .mean = f.mean, .var = f.var, .gamma = f.gamma, .beta = f.beta};
+        if (clamp) f.clamp_min = b.clamp_min = 0.0f, f.clamp_max = b.clamp_max = 1.0f;
+        const auto got = run_guarded<float>(2 * n, [&](float* out) {
+          f.y = out, b.dx = out + n;
+          kernels().batch_norm(f);
+          kernels().batch_norm_backward(b);
+        });
+        if (shifted == 0) first = got;
+        CHECK(same_bits(got, first));
+      }
+    }
+  }
+}
