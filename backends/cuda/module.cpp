@@ -149,9 +149,12 @@ void* acquire_pinned(size_t bytes) {
 
 void release_pinned(void* p) { cudaFreeHost(p); }
 
+// Up to here (4096 channels' grids) some launches cost less than waiting for all that the stream has before the copy.
+constexpr size_t kMostInArguments = size_t{64} << 10;
+
 const char* to_device(int device, void* dst, const void* src, size_t bytes) {
   make_current(device);
-  if (bytes <= 4096 && reinterpret_cast<uintptr_t>(dst) % 4 == 0) {  // rides in a kernel's arguments: nothing waits, and a graph keeps it
+  if (bytes <= kMostInArguments && reinterpret_cast<uintptr_t>(dst) % 4 == 0) {  // rides in kernels' arguments: nothing waits, and a graph keeps it
     upload_bytes(dst, src, bytes);
     return checked("copy to the device", cudaSuccess);
   }
