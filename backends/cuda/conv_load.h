@@ -22,6 +22,14 @@ struct PixelGather {
   bool vector = false;                  // 16 bytes never cross a tap nor lose alignment
 };
 
+/// v, which the compiler takes for a new value: nothing made of it is kept in registers from one stage to the next. For paths that are seldom taken.
+DETENT_HD int32_t made_anew(int32_t v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
+
 DETENT_HD int32_t zero_of(const PixelGather& g) { return g.resident ? g.resident->zero_point : g.zero_point; }
 
 /// Where position p of the grid starts in the input; y is far outside for p beyond the grid.
@@ -59,19 +67,49 @@ DETENT_HD float gathered(const PixelGather& g, int32_t zero, int64_t i, int32_t 
 }
 DETENT_HD bool as_is(const PixelGather& g) { return !g.codes && !g.channel_scale; }
 
-/// Four neighbours, for `vector` gathers.
-DETENT_HD FloatQuad gathered_four(const PixelGather& g, int32_t zero, int64_t i, int32_t channel) {
-  FloatQuad v;
+/// Four neighbours, for `vector` gathers. They are on their way as they lie in the tensor, and the thread that asked for them converts them where they have arrived:
+/// nothing waits for a load that a register holds. Codes take the first word of four; the second says whether there are any, as padding is 0 and not the code 0.
+template <class Block>
+DETENT_HD void copy_four(Block& block, const PixelGather& g, float* to, int64_t from, bool ok) {
   if (g.codes) {
-    const ByteQuad q = *reinterpret_cast<const ByteQuad*>(g.codes + i);
-    DETENT_UNROLL
-    for (int e = 0; e < 4; ++e) v.v[e] = static_cast<float>(static_cast<int32_t>(q.v[e]) - zero);
-    return v;
+    block.template copy<4>(to, g.codes + from, ok);
+    to[1] = ok ? 1.0f : 0.0f;
+  } else {
+    block.template copy<16>(to, g.x + from, ok);
   }
-  v = *reinterpret_cast<const FloatQuad*>(g.x + i);
-  DETENT_UNROLL
-  for (int e = 0; e < 4; ++e) v.v[e] *= g.channel_scale[channel + e];
-  return v;
+}
+
+/// The same for `Count` fours, `pitch` apart; all are read before the first is written.
+template <int Count>
+DETENT_HD void convert_fours(const PixelGather& g, int32_t zero, int32_t channel, float* to, int pitch) {
+  if (g.codes) {
+    uint32_t word[Count];
+    bool ok[Count];
+    DETENT_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      __builtin_memcpy(&word[i], to + i * pitch, 4);
+      ok[i] = to[i * pitch + 1] != 0.0f;
+    }
+    DETENT_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      FloatQuad v;
+      DETENT_UNROLL
+      for (int e = 0; e < 4; ++e) v.v[e] = ok[i] ? static_cast<float>(static_cast<int32_t>(word[i] >> 8 * e & 255) - zero) : 0.0f;
+      *reinterpret_cast<FloatQuad*>(to + i * pitch) = v;
+    }
+  } else {
+    FloatQuad v[Count], scale;
+    DETENT_UNROLL
+    for (int e = 0; e < 4; ++e) scale.v[e] = g.channel_scale[channel + e];
+    DETENT_UNROLL
+    for (int i = 0; i < Count; ++i) v[i] = *reinterpret_cast<const FloatQuad*>(to + i * pitch);
+    DETENT_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      DETENT_UNROLL
+      for (int e = 0; e < 4; ++e) v[i].v[e] *= scale.v[e];
+      *reinterpret_cast<FloatQuad*>(to + i * pitch) = v[i];
+    }
+  }
 }
 
 /// A tile whose rows are pixels and whose k runs over taps and channels: A of forward and backward-data.
@@ -105,15 +143,10 @@ struct PixelRows {
       for (int i = 0; i < kPasses; ++i) {
         const bool ok = live && inside(g, s.row[i], tap);
         const int64_t from = ok ? element(g, s.row[i], tap, s.channel0) : 0;
-        Stored* const row = to + i * kStep * T::kPitch;
-        if (as_is(g)) {
-          block.template copy<16>(row, g.x + from, ok);
-        } else {
-          *reinterpret_cast<FloatQuad*>(row) = ok ? gathered_four(g, s.zero, from, s.channel0 + tap.c) : FloatQuad{};
-        }
+        copy_four(block, g, to + i * kStep * T::kPitch, from, ok);
       }
     } else {
-      for (int e = 0; e < kPer; ++e) {
+      for (int e = made_anew(0); e < kPer; ++e) {
         const bool live = sum + e < g.sum;
         const TapOffset tap = tap_offset(g, live ? sum + e : 0);
         DETENT_UNROLL
@@ -128,6 +161,15 @@ struct PixelRows {
           }
         }
       }
+    }
+  }
+
+  template <class T>
+  DETENT_HD void arrived(const State& s, int t, int stage, Stored* dst) const {
+    if constexpr (sizeof(Stored) != 1) {
+      if (!g.vector || as_is(g)) return;
+      const int k = t % kChunks * kPer, sum = stage * Depth + k;
+      convert_fours<kPasses>(g, s.zero, s.channel0 + tap_offset(g, sum < g.sum ? sum : 0).c, dst + T::at(t / kChunks, k), kStep * T::kPitch);
     }
   }
 
@@ -189,14 +231,9 @@ struct PixelColumns {
       Stored* const to = dst + T::at(t % kChunks * 4, k);
       if (g.vector) {
         const bool ok = s.column < g.sum && inside(g, o, s.tap);
-        const int64_t from = ok ? element(g, o, s.tap, s.channel0) : 0;
-        if (as_is(g)) {
-          block.template copy<16>(to, g.x + from, ok);
-        } else {
-          *reinterpret_cast<FloatQuad*>(to) = ok ? gathered_four(g, s.zero, from, s.channel0 + s.tap.c) : FloatQuad{};
-        }
+        copy_four(block, g, to, ok ? element(g, o, s.tap, s.channel0) : 0, ok);
       } else {
-        for (int e = 0; e < 4; ++e) {
+        for (int e = made_anew(0); e < 4; ++e) {
           const bool live = s.column + e < g.sum;
           const TapOffset tap = tap_offset(g, live ? s.column + e : 0);
           const bool ok = live && inside(g, o, tap);
@@ -209,6 +246,12 @@ struct PixelColumns {
         }
       }
     }
+  }
+
+  template <class T>
+  DETENT_HD void arrived(const State& s, int t, int, Stored* dst) const {
+    if (!g.vector || as_is(g)) return;
+    convert_fours<kPasses>(g, s.zero, s.channel0 + s.tap.c, dst + T::at(t % kChunks * 4, t / kChunks), kStep * T::kPitch);
   }
 };
 
@@ -256,6 +299,9 @@ struct MatrixRowsOf {
       }
     }
   }
+
+  template <class T>
+  DETENT_HD void arrived(const State&, int, int, Stored*) const {}
 };
 template <class Stored, int Rows, int Depth>
 using MatrixRowsB = MatrixRowsOf<Stored, Rows, Depth, false>;
@@ -288,13 +334,16 @@ struct MatrixColumnsOf {
         const bool ok = live && s.row < m.rows;
         block.template copy<16>(to, ok ? from : s.p, ok);
       } else {
-        for (int e = 0; e < 4; ++e) {
+        for (int e = made_anew(0); e < 4; ++e) {
           const bool ok = live && s.row + e < m.rows;
           block.template copy<4>(to + e, ok ? from + e : s.p, ok);
         }
       }
     }
   }
+
+  template <class T>
+  DETENT_HD void arrived(const State&, int, int, Stored*) const {}
 };
 template <class Stored, int Rows, int Depth>
 using MatrixColumnsA = MatrixColumnsOf<Stored, Rows, Depth, true>;

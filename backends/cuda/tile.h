@@ -217,11 +217,15 @@ struct TileBody {
       block.commit();
     }
     for (int stage = first; stage < last; ++stage) {
+      const int slot = (stage - first) % Stages;
       block.template wait<Stages - 2>();
+      block.each([&](int t) {
+        a.template arrived<TA>(sa[t], t, stage, shared.in.a[slot]);
+        b.template arrived<TB>(sb[t], t, stage, shared.in.b[slot]);
+      });
       block.sync();  // everybody's part of this stage is there, and nobody reads the one to be overwritten
       if (stage + Stages - 1 < last) load(stage + Stages - 1);
       block.commit();
-      const int slot = (stage - first) % Stages;
       Tile::template multiply<TA, TB>(block, sums, shared.in.a[slot], shared.in.b[slot]);
     }
     block.template wait<0>();
