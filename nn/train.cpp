@@ -53,7 +53,8 @@ std::vector<Tensor> Trainer::recorded_forward_backward(const Tensor& images, con
   check_labels("training", labels, graph_.value(graph_.scores()).shape[-1]);
   const bool frozen = freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after;
   const std::string grids = resident_grids_->update(graph_.transforms(), graph_.device());
-  return recorded_.run(text(label_smoothing, frozen ? " frozen batch norm" : "", grids), {images, labels}, [this](const std::vector<Tensor>& in) { return forward_backward(in[0], in[1]); });
+  return recorded_.run(text(label_smoothing, frozen ? " frozen batch norm" : "", grids), {images, labels},
+                       [this](const std::vector<Tensor>& in) { return forward_backward(in[0], in[1]); });
 }
 
 StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {

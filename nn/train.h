@@ -39,7 +39,8 @@ struct StepInfo {
 
 class ResidentGrids;
 
-/// One step: forward, loss, backward, update of the parameters that the Graph has then, with the schedule's learning rate (the optimizer's own is overwritten). A NaN or infinite loss or gradient is an Error that names the first layer with one; weights are then unchanged.
+/// One step: forward, loss, backward, update of the parameters that the Graph has then, with the schedule's learning rate (the optimizer's own is
+/// overwritten). A NaN or infinite loss or gradient is an Error that names the first layer with one; weights are then unchanged.
 class Trainer {
  public:
   /// Both must outlive it. Throws Error for a schedule that makes no sense (Schedule::check).
@@ -51,9 +52,9 @@ class Trainer {
   /// Continues a schedule that was interrupted after this many steps.
   void set_steps_done(int64_t steps) { step_ = steps; }
   float label_smoothing = 0.0f;
-  /// Where the device records: forward and backward are recorded per shape and replayed (a CUDA graph); a CPU runs as without. Learned ranges become grids on the host before each replay.
-  /// Quantizers that encode weights anew at each step read them there, and run step by step as before; so does what is executed node by node. After a change to the
-  /// graph between two steps call forget_recordings().
+  /// Where the device records: forward and backward are recorded per shape and replayed (a CUDA graph); a CPU runs as without. Learned ranges become grids on the host before each
+  /// replay. Quantizers that encode weights anew at each step read them there, and run step by step as before; so does what is executed node by node. After a change to the graph
+  /// between two steps call forget_recordings().
   bool record = false;
   void forget_recordings();
   const RecordedStep& recorded() const { return recorded_; }
@@ -118,7 +119,8 @@ struct FitOptions {
   std::function<bool(const StepInfo&)> on_step = {};  ///< false stops
 };
 
-/// Returns the steps done. SGD with momentum at a constant learning rate over `epochs` passes of `source`. On a GPU steps are recorded (Trainer::record): on_step must not change the graph.
+/// Returns the steps done. SGD with momentum at a constant learning rate over `epochs` passes of `source`. On a GPU steps are recorded (Trainer::record): on_step must not change
+/// the graph.
 template <class Source>
 int64_t fit(Graph& graph, Source&& source, const FitOptions& options) {
   DETENT_CHECK(options.epochs >= 0 && options.max_steps >= 0, "fit: ", options.epochs, " epochs and at most ", options.max_steps, " steps were asked for; give 0 or more");

@@ -147,7 +147,8 @@ Means means_of(Graph& g, const std::vector<Value>& values, const std::function<v
     throw;
   }
   restore();
-  for (const auto& [id, mean] : means) DETENT_CHECK(mean.rows > 0, "correct_biases: the callback ran no data through \"", g.value(Value{id}).name, "\"; call the network on calibration batches");
+  for (const auto& [id, mean] : means)
+    DETENT_CHECK(mean.rows > 0, "correct_biases: the callback ran no data through \"", g.value(Value{id}).name, "\"; call the network on calibration batches");
   return means;
 }
 

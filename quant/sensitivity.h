@@ -10,7 +10,7 @@
 namespace detent::quant {
 
 struct Sensitivity {
-  std::string name;    ///< of the value or parameter; quantizers that are tied are looked at once, under the first name
+  std::string name;  ///< of the value or parameter; quantizers that are tied are looked at once, under the first name
   int bits = 0;
   double noise = 0.0;  ///< mean square of what quantizing it alone changes in the network's scores, over the mean square of the float network's scores
 };

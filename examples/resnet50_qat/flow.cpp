@@ -161,7 +161,8 @@ void Flow::quantize() {
 
 // Few steps fit a first run: AdamW with warm-up and a cosine, residual branches silent at first.
 void Flow::train_built_in() {
-  const std::string cached = join_path(cache_folder(), text("float-", o_.arch, "-", o_.float_steps, "-", o_.seed, "-", o_.batch, o_.precision == "bf16" ? "-bf16" : "", ".safetensors"));
+  const std::string cached =
+      join_path(cache_folder(), text("float-", o_.arch, "-", o_.float_steps, "-", o_.seed, "-", o_.batch, o_.precision == "bf16" ? "-bf16" : "", ".safetensors"));
   if (file_exists(cached)) {
     say(o_.quiet, "float weights from " + cached);
     return io::load_weights(net_, cached);
@@ -375,7 +376,8 @@ void Flow::resume() {
     DETENT_CHECK(then.contains(key) && then[key] == value, "--resume ", resume_from_, ": it was written with --", key, " ", then.value(key, nlohmann::json()).dump(),
                  ", this run has ", value.dump(), "; give the same options");
   }
-  for (const auto& [key, value] : then.items()) DETENT_CHECK(now.contains(key), "--resume ", resume_from_, ": it was written with --", key, " ", value.dump(), ", this run is without; give the same options");
+  for (const auto& [key, value] : then.items())
+    DETENT_CHECK(now.contains(key), "--resume ", resume_from_, ": it was written with --", key, " ", value.dump(), ", this run is without; give the same options");
 }
 
 void Flow::finish() {

@@ -36,7 +36,8 @@ void check_numbers(const CLI::App& app) {
     const std::string& given = option->results().back();
     const size_t sign = type[0] == 'I' && (given[0] == '-' || given[0] == '+') ? 1 : 0;
     const bool digits = given.size() > sign && given.find_first_not_of("0123456789", sign) == std::string::npos;
-    DETENT_CHECK(digits && (given[sign] != '0' || given.size() == sign + 1), option->get_name(), " ", given, ": give a whole number in decimal digits", sign || type[0] == 'I' ? "" : ", 0 or more");
+    DETENT_CHECK(digits && (given[sign] != '0' || given.size() == sign + 1), option->get_name(), " ", given, ": give a whole number in decimal digits",
+                 sign || type[0] == 'I' ? "" : ", 0 or more");
   }
 }
 
@@ -92,7 +93,8 @@ void check(const Options& o, int threads) {
   DETENT_CHECK(o.momentum < 1.0f, "--momentum ", o.momentum, ": give a number below 1");
   DETENT_CHECK(!o.prefix.empty() && o.prefix.find('/') == std::string::npos, "--prefix \"", o.prefix, "\": give a file name without a folder; the folder is --output");
   DETENT_CHECK(o.prefix.size() <= 200, "--prefix: ", o.prefix.size(), " characters; file names begin with it, give at most 200");
-  DETENT_CHECK(std::none_of(o.prefix.begin(), o.prefix.end(), [](unsigned char c) { return c < 32 || c == 127; }), "--prefix: it holds a control character; give letters, digits, - and _");
+  DETENT_CHECK(std::none_of(o.prefix.begin(), o.prefix.end(), [](unsigned char c) { return c < 32 || c == 127; }),
+               "--prefix: it holds a control character; give letters, digits, - and _");
   DETENT_CHECK(!(o.built_in() && o.imported()), "--arch ", o.arch, ": also give --data; an imported network is not trained on the built-in data set");
   DETENT_CHECK(!(o.built_in() && !o.weights.empty()), "--weights ", o.weights, ": also give --data; without it the built-in data set and its own float weights are used");
   DETENT_CHECK(o.built_in() || o.imported() || !o.weights.empty() || !o.resume.empty(), "--data ", o.data, ": also give --weights with the trained float network");
@@ -108,15 +110,18 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.footer(
       "Ctrl-C or SIGTERM: the training step in progress is finished and saved; --resume auto goes on to the same bits. A second one ends at once.\n"
       "Exit code: 0 done, 2 wrong usage or input, 3 stopped as asked, work saved.");
-  std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule)), batch_norm = "fold", int32_bias = "auto", param_type = "int", output_type = "int";
+  std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule)), batch_norm = "fold", int32_bias = "auto", param_type = "int",
+                                                                                                     output_type = "int";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--data", o.data, "folder of TFRecords train*, valid* (image/encoded, image/class/label)");
-  app.add_option("--arch", o.arch, "resnet50-v1 (Keras), resnet50-v1.5 (torchvision), resnet34, resnet18, resnet20-cifar10, mobilenet-v2, mobilenet-v2-cifar10; or FILE.onnx, weights included");
+  app.add_option("--arch", o.arch,
+                 "resnet50-v1 (Keras), resnet50-v1.5 (torchvision), resnet34, resnet18, resnet20-cifar10, mobilenet-v2, mobilenet-v2-cifar10; or FILE.onnx, weights included");
   app.add_option("--weights", o.weights, "trained float weights (safetensors, ONNX, Keras .h5)");
   app.add_option("--label-offset", o.label_offset, "subtracted from the stored labels");
   app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N");
-  app.add_option("--precision", o.precision, "of products of floats in training: tf32 on a GPU, f32 on a CPU; or f32; or bf16, the fastest (a CPU needs AVX-512 BF16). Sums are f32, integers exact");
+  app.add_option("--precision", o.precision,
+                 "of products of floats in training: tf32 on a GPU, f32 on a CPU; or f32; or bf16, the fastest (a CPU needs AVX-512 BF16). Sums are f32, integers exact");
   app.add_option("--products", o.products, "how layers between 8-bit grids multiply forward: integers, as the target (fast), or floats");
   app.add_option("--threads", threads, "threads of computation; results do not depend on it");
   app.add_option("--seed", o.seed, "seed of shuffling, augmentation and initial weights");
@@ -136,7 +141,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--reestimate-bn", o.reestimate_bn, "with --batch-norm keep: training batches on which statistics are measured anew after training; 0: none");
   app.add_option("--encodings", o.encodings, "encodings file (0.6.1, 1.0.0, 2.0.0) whose ranges replace the calibrated ones; it may name some quantizers only");
   app.add_flag("--freeze-encodings", o.freeze_encodings, "ranges of --encodings are kept while training");
-  app.add_option("--equalize", o.equalize, "neighbouring layers' channels before quantization: no, yes, or relu6 (also through ReLU6, which becomes ReLU); for weights quantized per tensor");
+  app.add_option("--equalize", o.equalize,
+                 "neighbouring layers' channels before quantization: no, yes, or relu6 (also through ReLU6, which becomes ReLU); for weights quantized per tensor");
   app.add_option("--correct-biases", o.correct_biases, "calibration images on which the mean error of quantization is taken out of the biases, layer by layer; 0: not");
   app.add_option("--calibration-samples", o.calibration_samples, "training images the ranges are calibrated on");
   app.add_option("--epochs", o.epochs, "epochs of quantization-aware training");
@@ -144,7 +150,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--decay-steps", o.decay_steps, "epochs per division of the learning rate by 10");
   app.add_option("--momentum", o.momentum, "of SGD");
   app.add_option("--weight-decay", o.weight_decay, "of SGD");
-  app.add_option("--average-weights", o.average_weights, "the result's weights and ranges are averages over about this share of the steps, the last ones; 0: those of the last step");
+  app.add_option("--average-weights", o.average_weights,
+                 "the result's weights and ranges are averages over about this share of the steps, the last ones; 0: those of the last step");
   app.add_option("--max-steps", o.max_steps, "stop training after so many steps; 0: no limit");
   app.add_option("--eval-samples", o.eval_samples, "validate on the first so many images; 0: all");
   app.add_option("--classes", o.classes, "classes of the network; 0: as published");
@@ -159,7 +166,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--resume", o.resume, "a checkpoint, or auto: the newest good one in --output, else from the start");
   app.add_option("--skip-bad-records", o.skip_bad_records, "broken training records left out before the next one is an error");
   app.add_option("--float-steps", o.float_steps, "steps of float training on the built-in data set");
-  app.add_option("--dump-layers", o.dump_layers, "write every layer's codes for validation images into this folder (scripts/compare_with_onnxruntime); with --int8-eval the integers'");
+  app.add_option("--dump-layers", o.dump_layers,
+                 "write every layer's codes for validation images into this folder (scripts/compare_with_onnxruntime); with --int8-eval the integers'");
   app.add_option("--dump-images", o.dump_images, "validation images of the dump");
   app.add_option("--dump-layer-images", o.dump_layer_images, "of those, the ones that all layers are written for");
   app.add_option("--sensitivity", o.sensitivity, "training images on which each quantizer is measured alone, the noisiest are printed; 0: not");
@@ -202,7 +210,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   for (const auto r : {detent::quant::RangeRule::gated, detent::quant::RangeRule::lsq, detent::quant::RangeRule::aimet}) {
     if (to_string(r) == rule) o.range_rule = r;
   }
-  DETENT_CHECK(o.keep_batch_norm || app.get_option("--reestimate-bn")->count() == 0, "--reestimate-bn ", o.reestimate_bn, ": also give --batch-norm keep; folded batch norms have no statistics");
+  DETENT_CHECK(o.keep_batch_norm || app.get_option("--reestimate-bn")->count() == 0, "--reestimate-bn ", o.reestimate_bn,
+               ": also give --batch-norm keep; folded batch norms have no statistics");
   if (!preprocess.empty()) o.preprocess = detent::io::parse_preprocess(preprocess);
   check(o, threads);
   o.threads = threads;

@@ -17,7 +17,7 @@ struct Options {
   int64_t label_offset = 1;
   std::string device = "auto", precision = "tf32";
   std::string products = "integers";  ///< of quantized layers
-  int threads = 0;  ///< 0: all cores
+  int threads = 0;                    ///< 0: all cores
   uint64_t seed = 0;
   int64_t batch = 32, eval_batch = 64;
   detent::quant::Scheme scheme = detent::quant::Scheme::range_learning_tf_enhanced;

@@ -52,11 +52,11 @@ void Progress::draw(int64_t done, const std::string& note, bool last) {
     const int full = static_cast<int>(std::min<int64_t>(kWidth, done * kWidth / total_));
     std::string bar(static_cast<size_t>(full), '#');
     bar.resize(kWidth, '.');
-    std::snprintf(line, sizeof line, "\r%-10s [%s] %lld/%lld  %.1f/s  %s  %s\033[K%s", label_.c_str(), bar.c_str(), static_cast<long long>(done), static_cast<long long>(total_), rate, time.c_str(),
-                  note.c_str(), last ? "\n" : "");
+    std::snprintf(line, sizeof line, "\r%-10s [%s] %lld/%lld  %.1f/s  %s  %s\033[K%s", label_.c_str(), bar.c_str(), static_cast<long long>(done), static_cast<long long>(total_),
+                  rate, time.c_str(), note.c_str(), last ? "\n" : "");
   } else {
-    std::snprintf(line, sizeof line, "%s: %lld of %lld images, %.1f images/s, %s%s%s\n", label_.c_str(), static_cast<long long>(done), static_cast<long long>(total_), rate, time.c_str(),
-                  note.empty() ? "" : ", ", note.c_str());
+    std::snprintf(line, sizeof line, "%s: %lld of %lld images, %.1f images/s, %s%s%s\n", label_.c_str(), static_cast<long long>(done), static_cast<long long>(total_), rate,
+                  time.c_str(), note.empty() ? "" : ", ", note.c_str());
   }
   std::fputs(line, stderr);
   std::fflush(stderr);

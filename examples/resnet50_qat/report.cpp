@@ -47,13 +47,18 @@ std::string table(const Report& r, const Options& o) {
     return format == detent::quant::NumberFormat::integer ? detent::text(letter, bits) : letter + std::string(detent::quant::to_string(format));
   };
   const std::string bits = width("W", o.param_bits, o.param_format) + width("A", o.output_bits, o.output_format);
-  const std::map<std::string, std::string> labels = {{"float", "float"}, {"folded", "batch norms folded"}, {"ptq", "quantized " + bits + ", calibrated"}, {"qat", "quantized " + bits + ", trained"}, {"int8", "in integers " + bits}};
+  const std::map<std::string, std::string> labels = {{"float", "float"},
+                                                     {"folded", "batch norms folded"},
+                                                     {"ptq", "quantized " + bits + ", calibrated"},
+                                                     {"qat", "quantized " + bits + ", trained"},
+                                                     {"int8", "in integers " + bits}};
   std::string out = "network                        top-1      top-5     images\n";
   for (const char* stage : kStages) {
     const auto it = r.accuracy.find(stage);
     if (it == r.accuracy.end()) continue;
     char line[128];
-    std::snprintf(line, sizeof line, "%-28s %6.2f %%   %6.2f %%   %8lld\n", labels.at(stage).c_str(), 100.0 * it->second.top1(), 100.0 * it->second.top5(), static_cast<long long>(it->second.images));
+    std::snprintf(line, sizeof line, "%-28s %6.2f %%   %6.2f %%   %8lld\n", labels.at(stage).c_str(), 100.0 * it->second.top1(), 100.0 * it->second.top5(),
+                  static_cast<long long>(it->second.images));
     out += line;
   }
   return out;
@@ -88,7 +93,9 @@ std::string summary_json(const Report& r, const Options& o, const std::string& d
   j["param_type"] = detent::quant::to_string(o.param_format);
   j["output_type"] = detent::quant::to_string(o.output_format);
   j["options"] = Json::parse(resume_key(o));
-  for (const auto& [name, value] : {std::pair{"epochs", o.epochs}, std::pair{"max-steps", o.max_steps}, std::pair{"eval-samples", o.eval_samples}, std::pair{"eval-batch", o.eval_batch}}) j["options"][name] = value;
+  for (const auto& [name, value] :
+       {std::pair{"epochs", o.epochs}, std::pair{"max-steps", o.max_steps}, std::pair{"eval-samples", o.eval_samples}, std::pair{"eval-batch", o.eval_batch}})
+    j["options"][name] = value;
   j["options"]["weights"] = o.weights;
   j["images"] = r.images;
   j["accuracy"] = Json::object();
