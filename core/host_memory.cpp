@@ -57,11 +57,12 @@ int64_t available_host_memory() {
   };
   count(left_in_machine());
   std::string group = group_of_process();
-  while (!group.empty()) {
+  for (;;) {
     count(left_in_group("/sys/fs/cgroup" + group));
-    group.resize(group.find_last_of('/') == std::string::npos ? 0 : group.find_last_of('/'));
+    const size_t parent = group.find_last_of('/');
+    if (parent == std::string::npos) break;
+    group.resize(parent);
   }
-  count(left_in_group("/sys/fs/cgroup"));
   return least == std::numeric_limits<int64_t>::max() ? -1 : least;
 }
 

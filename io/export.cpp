@@ -1,7 +1,5 @@
 #include "detent/io/export.h"
 
-#include <algorithm>
-
 #include "detent/core/file.h"
 #include "detent/io/encodings.h"
 #include "detent/io/onnx/export.h"
@@ -13,9 +11,8 @@ namespace detent {
 namespace io {
 
 std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOptions& o) {
-  const auto has_grids = [](const quant::Placement& p) { return p.quantizer->calibrated(); };
-  DETENT_CHECK(sim.placements().empty() || std::any_of(sim.placements().begin(), sim.placements().end(), has_grids), "export of ", o.prefix,
-               ": none of the ", sim.placements().size(), " quantizers has a range, so nothing would be quantized; run compute_encodings or load_encodings first");
+  DETENT_CHECK(sim.placements().empty() || sim.has_ranges(), "export of ", o.prefix, ": none of the ", sim.placements().size(),
+               " quantizers has a range, so nothing would be quantized; run compute_encodings or load_encodings first");
   nn::require_finite(sim.graph(), text("export of ", o.prefix, ": not written"));
   make_folders(o.folder);
   const std::string weights = o.prefix + ".safetensors", encodings = o.prefix + ".encodings", model = o.prefix + ".onnx", qdq = o.prefix + ".qdq.onnx";

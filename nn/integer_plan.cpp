@@ -28,7 +28,8 @@ void check_quantizers(Graph& g) {
     const std::vector<Grid>* grids = problem.empty() ? t->active_grids() : nullptr;
     for (const Grid& grid : grids ? *grids : std::vector<Grid>()) {
       if (fits_byte(grid)) continue;
-      problem = text(activation ? "value \"" : "parameter \"", name, "\" lies on a grid of codes ", grid.qmin, "..", grid.qmax, ", and a code is a byte; quantize it to 8 bits or leave it in float");
+      problem = text(activation ? "value \"" : "parameter \"", name, "\" lies on a grid of codes ", grid.qmin, "..", grid.qmax,
+                     ", and a code is a byte; quantize it to 8 bits or leave it in float");
       break;
     }
     if (!problem.empty()) problems += "\n  " + problem;
@@ -93,12 +94,16 @@ class Compiler {
     const Graph::Node& n = node(s);
     if (s.norm >= 0) return refuse(text("the batch norm \"", g_.nodes()[static_cast<size_t>(s.norm)].name, "\" is not folded"));
     if (s.addend.id >= 0) return refuse(text("its result goes unrounded into the addition \"", g_.value(s.output).name, "\""));
-    auto* conv = dynamic_cast<Conv2d*>(n.module.get());
-    auto* dense = dynamic_cast<Dense*>(n.module.get());
-    Parameter &weight = conv ? conv->weight : dense->weight, &bias = conv ? conv->bias : dense->bias;
-    const std::vector<Grid>* grids = weight.transform ? weight.transform->active_grids() : nullptr;
+    auto& layer = static_cast<WeightedLayer&>(*n.module);
+    const auto* conv = dynamic_cast<const Conv2d*>(&layer);
+    const std::vector<Grid>* grids = layer.weight.transform ? layer.weight.transform->active_grids() : nullptr;
     if (!grids) return refuse("its weights lie on no grid");
-    FilterSource source{.w = weight.var({}).dense(), .w_grids = *grids, .bias = bias.value.defined() ? bias.var({}).dense() : Tensor(), .spec = conv ? conv->options().spec : Conv2dSpec(), .input = *grid(n.inputs[0]), .output = *target_};
+    FilterSource source{.w = layer.weight.var({}).dense(),
+                        .w_grids = *grids,
+                        .bias = layer.has_bias() ? layer.bias.var({}).dense() : Tensor(),
+                        .spec = conv ? conv->options().spec : Conv2dSpec(),
+                        .input = *grid(n.inputs[0]),
+                        .output = *target_};
     source.spec.clamp_min = s.clamp_min;
     source.spec.clamp_max = s.clamp_max;
     if (std::string why = refusal(source); !why.empty()) return refuse(std::move(why));
@@ -107,7 +112,8 @@ class Compiler {
 
   Work addition(const PlanStep& s) {
     const Grid a = *grid(node(s).inputs[0]), b = *grid(node(s).inputs[1]), to = *target_;
-    return [a, b, to, lo = s.clamp_min, hi = s.clamp_max](Graph&, const Context&, std::span<const Var> in) { return add_integer(to_codes(in[0], a), to_codes(in[1], b), lo, hi, to); };
+    return
+        [a, b, to, lo = s.clamp_min, hi = s.clamp_max](Graph&, const Context&, std::span<const Var> in) { return add_integer(to_codes(in[0], a), to_codes(in[1], b), lo, hi, to); };
   }
 
   Work average(const PlanStep& s) {

@@ -12,8 +12,19 @@
 
 namespace detent::nn {
 
+/// What Conv2d and Dense are: output channels first in the weight, and a bias per channel.
+class WeightedLayer : public Module {
+ public:
+  void visit(const std::string& prefix, Visitor& visitor) override;
+  bool has_bias() const { return bias.value.defined(); }
+  /// Gives the layer a bias of zeros when it has none.
+  void ensure_bias();
+  Parameter weight;
+  Parameter bias;  ///< value undefined when there is none
+};
+
 /// ONNX Conv. Weights start uninitialised: initialize() or a weight file fills them.
-class Conv2d final : public Module {
+class Conv2d final : public WeightedLayer {
  public:
   struct Options {
     int64_t in = 0, out = 0;
@@ -25,21 +36,16 @@ class Conv2d final : public Module {
   OpDesc describe() const override;
   Shape infer(std::span<const Shape> inputs) const override;
   Var forward(const Context& context, std::span<const Var> inputs) override;
-  void visit(const std::string& prefix, Visitor& visitor) override;
 
   const Options& options() const { return options_; }
   bool depthwise() const { return options_.spec.groups == options_.in && options_.spec.groups > 1; }
-  /// Gives the layer a bias of zeros when it has none.
-  void ensure_bias();
-  Parameter weight;
-  Parameter bias;  ///< value undefined when there is none
 
  private:
   Options options_;
 };
 
 /// ONNX Gemm (transB = 1).
-class Dense final : public Module {
+class Dense final : public WeightedLayer {
  public:
   struct Options {
     int64_t in = 0, out = 0;
@@ -49,11 +55,7 @@ class Dense final : public Module {
   OpDesc describe() const override;
   Shape infer(std::span<const Shape> inputs) const override;
   Var forward(const Context& context, std::span<const Var> inputs) override;
-  void visit(const std::string& prefix, Visitor& visitor) override;
-  void ensure_bias();
   const Options& options() const { return options_; }
-  Parameter weight;
-  Parameter bias;
 
  private:
   Options options_;
@@ -76,7 +78,7 @@ class BatchNorm final : public Module {
   Options& options() { return options_; }
   Parameter weight, bias;  ///< gamma, beta
   Tensor running_mean, running_var;
-  bool frozen = false;     ///< true: statistics fixed, also while training
+  bool frozen = false;  ///< true: statistics fixed, also while training
 
  private:
   Options options_;

@@ -16,8 +16,8 @@ void Optimizer::step(std::span<Parameter* const> parameters) {
     if (!p->trainable || !p->grad.defined()) continue;
     DETENT_CHECK(p->grad.shape() == p->value.shape(), "optimizer: gradient of \"", p->name, "\" is ", p->grad.shape(), ", the parameter ", p->value.shape());
     DETENT_CHECK(p->grad.device() == p->value.device() && p->value.device() == (ready.empty() ? p : ready[0])->value.device(), "optimizer: \"", p->name, "\" is on ",
-                 to_string(p->value.device()), ", its gradient on ", to_string(p->grad.device()), ", other parameters on ", to_string((ready.empty() ? p : ready[0])->value.device()),
-                 "; move the whole graph with to()");
+                 to_string(p->value.device()), ", its gradient on ", to_string(p->grad.device()), ", other parameters on ",
+                 to_string((ready.empty() ? p : ready[0])->value.device()), "; move the whole graph with to()");
     ready.push_back(p);
   }
   ++steps_;
@@ -34,7 +34,8 @@ float* Optimizer::state_of(const Parameter& p, const char* kind) {
   Tensor& t = tensors_[text(p.name, "/", kind)];
   if (!t.defined()) t = Tensor::zeros(p.value.shape(), DType::f32, p.value.device());
   if (t.device() != p.value.device()) t = t.to(p.value.device());  // restored from a file
-  DETENT_CHECK(t.shape() == p.value.shape(), "optimizer: the state \"", p.name, "/", kind, "\" is ", t.shape(), ", the parameter ", p.value.shape(), "; it belongs to another network");
+  DETENT_CHECK(t.shape() == p.value.shape(), "optimizer: the state \"", p.name, "/", kind, "\" is ", t.shape(), ", the parameter ", p.value.shape(),
+               "; it belongs to another network");
   return t.data<float>();
 }
 
@@ -96,7 +97,9 @@ void Sgd::update(std::span<Parameter* const> parameters) {
                     .weight_decay = p->weight_decay ? weight_decay : 0.0f});
   }
   if (!list.empty()) {
-    backend(parameters[0]->value.device()).kernels().sgd_step({.tensors = list.data(), .count = static_cast<int64_t>(list.size()), .momentum = momentum_, .nesterov = nesterov_, .newest = newest()});
+    backend(parameters[0]->value.device())
+        .kernels()
+        .sgd_step({.tensors = list.data(), .count = static_cast<int64_t>(list.size()), .momentum = momentum_, .nesterov = nesterov_, .newest = newest()});
   }
 }
 
@@ -137,14 +140,18 @@ void Adam::update(std::span<Parameter* const> parameters) {
 void Schedule::check() const {
   DETENT_CHECK(warmup_steps >= 0, "schedule: warmup_steps is ", warmup_steps, "; give 0 or more");
   DETENT_CHECK(kind != Kind::step || decay_every > 0, "schedule: decay_every is ", decay_every, "; kind step needs the steps per division");
-  DETENT_CHECK(kind != Kind::cosine || total_steps > warmup_steps, "schedule: total_steps is ", total_steps, ", warmup_steps ", warmup_steps, "; kind cosine ends at total_steps, behind the warm-up");
+  DETENT_CHECK(kind != Kind::cosine || total_steps > warmup_steps, "schedule: total_steps is ", total_steps, ", warmup_steps ", warmup_steps,
+               "; kind cosine ends at total_steps, behind the warm-up");
 }
 
 float Schedule::at(int64_t step) const {
+  check();
   if (step < warmup_steps) return base * static_cast<float>(step + 1) / static_cast<float>(warmup_steps);
   switch (kind) {
-    case Kind::constant: return base;
-    case Kind::step: return base * std::pow(decay_factor, static_cast<float>(step / decay_every));
+    case Kind::constant:
+      return base;
+    case Kind::step:
+      return base * std::pow(decay_factor, static_cast<float>(step / decay_every));
     case Kind::cosine: {
       const double span = static_cast<double>(total_steps - warmup_steps);
       const double t = std::min(1.0, static_cast<double>(step - warmup_steps) / span);

@@ -91,6 +91,7 @@ struct Schedule {
   int64_t decay_every = 0;    ///< step: steps per division
   float decay_factor = 0.1f;  ///< step
   int64_t total_steps = 0;    ///< cosine: more than warmup_steps
+  /// The learning rate of this step, counted from 0. Throws as check().
   float at(int64_t step) const;
   /// Throws Error when a field that the kind needs was left out.
   void check() const;

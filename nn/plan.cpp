@@ -31,12 +31,6 @@ bool starts_chain(const Graph& g, const Graph::Node& n) {
   return joins(g, n);
 }
 
-Parameter* bias_of(Module& m) {
-  if (auto* conv = dynamic_cast<Conv2d*>(&m)) return conv->bias.value.defined() ? &conv->bias : nullptr;
-  auto& dense = static_cast<Dense&>(m);
-  return dense.bias.value.defined() ? &dense.bias : nullptr;
-}
-
 struct Operands {
   Var weight, bias;
   bool has_bias = false;
@@ -45,18 +39,17 @@ struct Operands {
 
 // Weight and bias as the layer's own forward takes them; an evaluated batch norm becomes a scale per channel and a bias.
 Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var& x) {
-  auto* conv = dynamic_cast<Conv2d*>(&m);
+  auto& layer = static_cast<WeightedLayer&>(m);
   Operands o;
-  o.weight = conv ? conv->weight.var(context) : static_cast<Dense&>(m).weight.var(context);
-  Parameter* bias = bias_of(m);
+  o.weight = layer.weight.var(context);
   if (norm) {
-    const ChannelAffine a =
-        channel_affine(bias ? bias->value : Tensor(), norm_terms(norm->weight.value, norm->bias.value, norm->running_mean, norm->running_var, static_cast<double>(norm->options().eps)), x.device());
+    const ChannelAffine a = channel_affine(
+        layer.bias.value, norm_terms(norm->weight.value, norm->bias.value, norm->running_mean, norm->running_var, static_cast<double>(norm->options().eps)), x.device());
     o.channel_scale = a.scale;
     o.bias = Var(a.shift);
     o.has_bias = true;
-  } else if (bias) {
-    o.bias = round_bias(bias->var(context), x, o.weight);
+  } else if (layer.has_bias()) {
+    o.bias = round_bias(layer.bias.var(context), x, o.weight);
     o.has_bias = true;
   }
   return o;
@@ -65,8 +58,7 @@ Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var&
 // A layer that integers can be multiplied by, and shall.
 bool multiplies_integers(const Graph& g, const Graph::Node& n) {
   if (g.products() != Products::integers || (n.op != "Conv" && n.op != "Gemm")) return false;
-  const auto* conv = dynamic_cast<const Conv2d*>(n.module.get());
-  const Parameter& w = conv ? conv->weight : static_cast<const Dense&>(*n.module).weight;
+  const Parameter& w = static_cast<const WeightedLayer&>(*n.module).weight;
   const std::vector<Grid>* grids = w.transform ? w.transform->active_grids() : nullptr;
   return grids && std::all_of(grids->begin(), grids->end(), [](const Grid& q) { return q.zero_point == 0 && q.qmin >= -128 && q.qmax <= 127; });
 }
@@ -76,7 +68,8 @@ bool averages_codes(const Graph& g, const Graph::Node& n, const Var& x) {
   return g.products() == Products::integers && is_global_average(g, n) && ops::on_byte_grid(x) && x.shape()[1] * x.shape()[2] <= kMaxAveragePixels;
 }
 
-Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target, BatchStatistics* statistics = nullptr) {
+Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target,
+              BatchStatistics* statistics = nullptr) {
   const Operands o = operands(m, norm, context, x);
   const Var* bias = o.has_bias ? &o.bias : nullptr;
   if (auto* conv = dynamic_cast<Conv2d*>(&m)) {
@@ -95,7 +88,8 @@ Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& cont
 
 Var run_norm(BatchNorm& n, const PlanStep& s, const Context& context, const Var& x, const BatchStatistics* statistics = nullptr) {
   return batch_norm(x, n.weight.var(context), n.bias.var(context), n.running_mean, n.running_var,
-                    {.eps = n.options().eps, .momentum = n.options().momentum, .clamp_min = s.clamp_min, .clamp_max = s.clamp_max, .statistics = statistics}, context.training && !n.frozen);
+                    {.eps = n.options().eps, .momentum = n.options().momentum, .clamp_min = s.clamp_min, .clamp_max = s.clamp_max, .statistics = statistics},
+                    context.training && !n.frozen);
 }
 
 }  // namespace

@@ -118,23 +118,11 @@ void require_finite(Graph& graph, std::string_view what) {
 
 std::string first_nonfinite_value(Graph& graph, const Tensor& images) {
   std::string found;
-  // Before the transform too: a quantizer turns NaN into zero. So do integers.
-  const Products products = graph.products();
-  graph.set_products(Products::floats);
-  graph.set_tap([&](Value v, const Var& x, const Var& y) {
+  // Before the transform too: a quantizer turns NaN into zero.
+  const TapScope tap(graph, [&](Value v, const Var& x, const Var& y) {
     if (found.empty() && !(finite(x.dense()) && finite(y.dense()))) found = graph.value(v).name;
   });
-  const auto restore = [&] {
-    graph.set_tap({});
-    graph.set_products(products);
-  };
-  try {
-    graph(images);
-  } catch (...) {
-    restore();
-    throw;
-  }
-  restore();
+  graph(images);
   return found;
 }
 

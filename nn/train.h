@@ -28,6 +28,25 @@ class EvaluationScope {
   NoGrad no_grad_;
 };
 
+/// Shows every value of a pass to `tap` (Graph::set_tap) within a scope. Layers compute in float: on integers sums that go on to a ReLU would not be seen, nor a NaN.
+class TapScope {
+ public:
+  TapScope(Graph& graph, Graph::Tap tap) : graph_(graph), products_(graph.products()) {
+    graph_.set_products(Products::floats);
+    graph_.set_tap(std::move(tap));
+  }
+  ~TapScope() {
+    graph_.set_tap({});
+    graph_.set_products(products_);
+  }
+  TapScope(const TapScope&) = delete;
+  TapScope& operator=(const TapScope&) = delete;
+
+ private:
+  Graph& graph_;
+  Products products_;
+};
+
 /// What one step did.
 struct StepInfo {
   int64_t step = 0;   ///< counted from 1, over all epochs

@@ -54,17 +54,12 @@ std::vector<IntegerLayer> integer_layers(Graph& g) {
   std::vector<IntegerLayer> layers;
   for (size_t i = 0; i < g.nodes().size(); ++i) {
     Graph::Node& n = g.nodes()[i];
+    auto* layer = dynamic_cast<nn::WeightedLayer*>(n.module.get());
+    if (!layer) continue;
     IntegerLayer l;
     l.node = static_cast<int>(i);
-    if (auto* conv = dynamic_cast<nn::Conv2d*>(n.module.get())) {
-      l.weight = &conv->weight;
-      l.bias = conv->bias.value.defined() ? &conv->bias : nullptr;
-    } else if (auto* dense = dynamic_cast<nn::Dense*>(n.module.get())) {
-      l.weight = &dense->weight;
-      l.bias = dense->bias.value.defined() ? &dense->bias : nullptr;
-    } else {
-      continue;
-    }
+    l.weight = &layer->weight;
+    l.bias = layer->has_bias() ? &layer->bias : nullptr;
     l.weight_quantizer = acting(*l.weight);
     if (!l.weight_quantizer) continue;
     l.input = grid_before(g, n.inputs[0]);

@@ -24,16 +24,6 @@ void fold_to_scale(Tensor& weight, Tensor& bias, std::vector<Range>& ranges, con
 
 namespace {
 
-struct Layer {
-  nn::Parameter *weight = nullptr, *bias = nullptr;
-};
-
-Layer layer_of(nn::Module& m) {
-  if (auto* conv = dynamic_cast<nn::Conv2d*>(&m)) return {&conv->weight, &conv->bias};
-  if (auto* dense = dynamic_cast<nn::Dense*>(&m)) return {&dense->weight, &dense->bias};
-  return {};
-}
-
 // Index of the next batch norm that folds, or -1.
 int next_norm(const nn::Graph& g) {
   for (size_t i = 0; i < g.nodes().size(); ++i) {
@@ -41,19 +31,19 @@ int next_norm(const nn::Graph& g) {
     if (n.op != "BatchNormalization") continue;
     const nn::Graph::ValueInfo& in = g.value(n.inputs[0]);
     if (in.producer < 0 || in.transform || g.consumers(n.inputs[0]).size() != 1 || g.is_output(n.inputs[0])) continue;
-    if (layer_of(*g.nodes()[static_cast<size_t>(in.producer)].module).weight) return static_cast<int>(i);
+    if (dynamic_cast<const nn::WeightedLayer*>(g.nodes()[static_cast<size_t>(in.producer)].module.get())) return static_cast<int>(i);
   }
   return -1;
 }
 
-void fold_one(Layer layer, const nn::NormTerms& norm) {
-  auto* q = dynamic_cast<Quantizer*>(layer.weight->transform.get());
-  if (!q || q->is_float() || !q->calibrated()) return nn::fold_backward(layer.weight->value, layer.bias->value, norm);
+void fold_one(nn::WeightedLayer& layer, const nn::NormTerms& norm) {
+  auto* q = dynamic_cast<Quantizer*>(layer.weight.transform.get());
+  if (!q || q->is_float() || !q->calibrated()) return nn::fold_backward(layer.weight.value, layer.bias.value, norm);
   const QuantizerState state = q->state();
   q->grids();  // takes over what the optimizer wrote last
-  q->split_channels(0, layer.weight->value.dim(0));
+  q->split_channels(0, layer.weight.value.dim(0));
   std::vector<Range> ranges = q->ranges();
-  fold_to_scale(layer.weight->value, layer.bias->value, ranges, norm);
+  fold_to_scale(layer.weight.value, layer.bias.value, ranges, norm);
   q->require_scales({});
   q->set_ranges(ranges);
   if (state == QuantizerState::off) q->disable();
@@ -70,9 +60,9 @@ std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(Quant
     const nn::Value from = n.output, to = n.inputs[0];
     nn::Graph::Node& node = g.nodes()[static_cast<size_t>(g.value(to).producer)];
     auto& norm = static_cast<nn::BatchNorm&>(*n.module);
-    fold_one(layer_of(*node.module), nn::norm_terms(norm.weight.value, norm.bias.value, norm.running_mean, norm.running_var, static_cast<double>(norm.options().eps)));
-    if (auto* conv = dynamic_cast<nn::Conv2d*>(node.module.get())) conv->ensure_bias();
-    if (auto* dense = dynamic_cast<nn::Dense*>(node.module.get())) dense->ensure_bias();
+    auto& layer = static_cast<nn::WeightedLayer&>(*node.module);
+    fold_one(layer, nn::norm_terms(norm.weight.value, norm.bias.value, norm.running_mean, norm.running_var, static_cast<double>(norm.options().eps)));
+    layer.ensure_bias();
     folded.emplace_back(node.name, n.name);
     g.value(to).transform = g.value(from).transform;
     for (Placement& p : sim.placements_) {

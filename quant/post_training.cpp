@@ -21,20 +21,18 @@ constexpr double kStill = 1e-3;  // a scale this near to 1 moves nothing
 
 struct Layer {
   int node = -1;
-  Tensor* weight = nullptr;
-  nn::Parameter* bias = nullptr;
+  nn::WeightedLayer* module = nullptr;
   bool depthwise = false;  // one filter a channel: may stand between two others
   bool mixes_all = false;  // its last weight axis is its input's channels
 };
 
 Layer layer_at(Graph& g, int node) {
-  nn::Module* const m = g.nodes()[static_cast<size_t>(node)].module.get();
-  if (auto* conv = dynamic_cast<nn::Conv2d*>(m)) {
-    const nn::Conv2d::Options& o = conv->options();
-    return {node, &conv->weight.value, &conv->bias, conv->depthwise() && o.out == o.in, o.spec.groups == 1};
-  }
-  if (auto* dense = dynamic_cast<nn::Dense*>(m)) return {node, &dense->weight.value, &dense->bias, false, true};
-  return {};
+  auto* m = dynamic_cast<nn::WeightedLayer*>(g.nodes()[static_cast<size_t>(node)].module.get());
+  if (!m) return {};
+  const auto* conv = dynamic_cast<const nn::Conv2d*>(m);
+  if (!conv) return {node, m, false, true};
+  const nn::Conv2d::Options& o = conv->options();
+  return {node, m, conv->depthwise() && o.out == o.in, o.spec.groups == 1};
 }
 
 bool is_clip_from_zero(const nn::Module& m) {
@@ -56,7 +54,7 @@ Layer layer_behind(Graph& g, const Layer& from, const EqualizeOptions& options, 
   for (;;) {
     const std::vector<int> readers = g.consumers(v);
     if (readers.size() != 1 || g.is_output(v)) return {};
-    if (const Layer next = layer_at(g, readers[0]); next.weight) return next.mixes_all || next.depthwise ? next : Layer{};
+    if (const Layer next = layer_at(g, readers[0]); next.module) return next.mixes_all || next.depthwise ? next : Layer{};
     const Graph::Node& n = g.nodes()[static_cast<size_t>(readers[0])];
     if (options.relu6_as_relu && is_clip_from_zero(*n.module)) clips.push_back(readers[0]);
     else if (!keeps_scale(g, n)) return {};
@@ -69,14 +67,14 @@ std::vector<std::vector<Layer>> find_sets(Graph& g, const EqualizeOptions& optio
   std::vector<std::vector<Layer>> sets;
   for (int i = 0; i < static_cast<int>(g.nodes().size()); ++i) {
     const Layer first = layer_at(g, i);
-    if (!first.weight || std::any_of(sets.begin(), sets.end(), [&](const auto& s) { return s.size() == 3 && s[1].node == i; })) continue;
+    if (!first.module || std::any_of(sets.begin(), sets.end(), [&](const auto& s) { return s.size() == 3 && s[1].node == i; })) continue;
     std::vector<int> passed;
     std::vector<Layer> set{first};
     Layer next = layer_behind(g, first, options, passed);
-    if (next.weight) set.push_back(next);
-    if (next.weight && !next.mixes_all) {
+    if (next.module) set.push_back(next);
+    if (next.module && !next.mixes_all) {
       next = layer_behind(g, next, options, passed);
-      if (next.weight && next.mixes_all) set.push_back(next);
+      if (next.module && next.mixes_all) set.push_back(next);
     }
     if (set.size() < 2 || !set.back().mixes_all) continue;
     sets.push_back(set);
@@ -92,8 +90,9 @@ double furthest_from_one(const std::vector<double>& scales) {
 }
 
 double equalize(const std::vector<Layer>& set) {
-  if (set.size() == 2) return furthest_from_one(equalize_pair(*set[0].weight, set[0].bias->value, *set[1].weight));
-  const TripleScales s = equalize_triple(*set[0].weight, set[0].bias->value, *set[1].weight, set[1].bias->value, *set[2].weight);
+  nn::WeightedLayer &first = *set[0].module, &second = *set[1].module;
+  if (set.size() == 2) return furthest_from_one(equalize_pair(first.weight.value, first.bias.value, second.weight.value));
+  const TripleScales s = equalize_triple(first.weight.value, first.bias.value, second.weight.value, second.bias.value, set[2].module->weight.value);
   return std::max(furthest_from_one(s.s12), furthest_from_one(s.s23));
 }
 
@@ -101,7 +100,7 @@ void require_plain(Graph& g) {
   DETENT_CHECK(g.device() == Device{}, "equalize_layers: the network is on ", to_string(g.device()), "; move it to the cpu first");
   DETENT_CHECK(g.transforms().empty(), "equalize_layers: the network has quantizers, whose ranges would no longer fit; equalize before a QuantSim is made");
   for (const Graph::Node& n : g.nodes()) {
-    DETENT_CHECK(n.op != "BatchNormalization" || !layer_at(g, std::max(0, g.value(n.inputs[0]).producer)).weight, "equalize_layers: the batch norm \"", n.name,
+    DETENT_CHECK(n.op != "BatchNormalization" || !layer_at(g, std::max(0, g.value(n.inputs[0]).producer)).module, "equalize_layers: the batch norm \"", n.name,
                  "\" stands behind a layer; fold batch norms first");
   }
 }
@@ -126,47 +125,28 @@ struct ChannelMean {
 
 using Means = std::unordered_map<int, ChannelMean>;  // by value
 
-// What these values are on average, before their quantizers: layers on integers would not show sums that go on to a ReLU.
+// What these values are on average, before their quantizers.
 Means means_of(Graph& g, const std::vector<Value>& values, const std::function<void()>& run) {
   Means means;
   for (const Value v : values) means[v.id];
   const nn::EvaluationScope scope(g);
-  const Products products = g.products();
-  g.set_products(Products::floats);
-  const auto restore = [&] {
-    g.set_tap({});
-    g.set_products(products);
-  };
-  g.set_tap([&](Value v, const Var& before, const Var&) {
-    if (const auto found = means.find(v.id); found != means.end()) found->second.add(before.dense());
-  });
-  try {
+  {
+    const nn::TapScope tap(g, [&](Value v, const Var& before, const Var&) {
+      if (const auto found = means.find(v.id); found != means.end()) found->second.add(before.dense());
+    });
     run();
-  } catch (...) {
-    restore();
-    throw;
   }
-  restore();
   for (const auto& [id, mean] : means)
     DETENT_CHECK(mean.rows > 0, "correct_biases: the callback ran no data through \"", g.value(Value{id}).name, "\"; call the network on calibration batches");
   return means;
 }
 
 // On the host, and back to where it was.
-void correct(nn::Parameter& bias, const ChannelMean& reference, const ChannelMean& quantized) {
-  Tensor b = bias.value.to(Device{}).clone();
+void correct(nn::WeightedLayer& layer, const ChannelMean& reference, const ChannelMean& quantized) {
+  layer.ensure_bias();
+  Tensor b = layer.bias.value.to(Device{}).clone();
   correct_bias_empirically(b, reference.mean(), quantized.mean());
-  bias.value.copy_from(b);
-}
-
-nn::Parameter& with_bias(Graph::Node& n) {
-  if (auto* conv = dynamic_cast<nn::Conv2d*>(n.module.get())) {
-    conv->ensure_bias();
-    return conv->bias;
-  }
-  auto& dense = dynamic_cast<nn::Dense&>(*n.module);
-  dense.ensure_bias();
-  return dense.bias;
+  layer.bias.value.copy_from(b);
 }
 
 }  // namespace
@@ -195,28 +175,22 @@ Equalized equalize_layers(nn::Graph& graph, const EqualizeOptions& options) {
 
 int64_t correct_biases(QuantSim& sim, const std::function<void()>& run) {
   Graph& g = sim.graph();
-  std::vector<int> layers;
+  std::vector<nn::WeightedLayer*> layers;
   std::vector<Value> outputs;
   for (size_t i = 0; i < g.nodes().size(); ++i) {
     const Layer l = layer_at(g, static_cast<int>(i));
-    if (!l.weight) continue;
-    layers.push_back(l.node);
+    if (!l.module) continue;
+    layers.push_back(l.module);
     outputs.push_back(g.nodes()[i].output);
   }
-  const auto calibrated = [](const Placement& p) { return p.quantizer->calibrated(); };
-  DETENT_CHECK(std::any_of(sim.placements().begin(), sim.placements().end(), calibrated), "correct_biases: no quantizer has a range; run compute_encodings first");
-  sim.disable();
-  Means reference;
-  try {
-    reference = means_of(g, outputs, run);
-  } catch (...) {
-    sim.enable();
-    throw;
-  }
-  sim.enable();
+  DETENT_CHECK(sim.has_ranges(), "correct_biases: no quantizer has a range; run compute_encodings first");
+  const Means reference = [&] {
+    const FloatScope full_precision(sim);
+    return means_of(g, outputs, run);
+  }();
   for (size_t i = 0; i < layers.size(); ++i) {
     const Means quantized = means_of(g, {outputs[i]}, run);
-    correct(with_bias(g.nodes()[static_cast<size_t>(layers[i])]), reference.at(outputs[i].id), quantized.at(outputs[i].id));
+    correct(*layers[i], reference.at(outputs[i].id), quantized.at(outputs[i].id));
   }
   if (sim.options().protect_accumulators) {
     for (const IntegerLayer& layer : integer_layers(g)) layer.weight_quantizer->require_scales(least_weight_scales(layer));

@@ -140,6 +140,10 @@ std::string QuantSim::table() {
   return align_columns(out);
 }
 
+bool QuantSim::has_ranges() const {
+  return std::any_of(placements_.begin(), placements_.end(), [](const Placement& p) { return p.quantizer->calibrated(); });
+}
+
 void QuantSim::tie(const std::string& first, const std::string& second) {
   Placement *a = nullptr, *b = nullptr;
   for (Placement& p : placements_) {
@@ -151,7 +155,8 @@ void QuantSim::tie(const std::string& first, const std::string& second) {
     DETENT_CHECK(!p->quantizer->calibrated() || p->quantizer->is_float(), "QuantSim::tie: \"", name, "\" has a range already; tie before compute_encodings");
   }
   const QuantizerSpec &s = a->quantizer->spec(), &t = b->quantizer->spec();
-  DETENT_CHECK(s.grid.bits == t.grid.bits && s.grid.symmetric == t.grid.symmetric && s.format == t.format && s.fixed_min == t.fixed_min && s.fixed_max == t.fixed_max && s.scheme == t.scheme,
+  DETENT_CHECK(s.grid.bits == t.grid.bits && s.grid.symmetric == t.grid.symmetric && s.format == t.format && s.fixed_min == t.fixed_min && s.fixed_max == t.fixed_max &&
+                   s.scheme == t.scheme,
                "QuantSim::tie: \"", first, "\" and \"", second, "\" differ in bits, symmetry, format, fixed bounds or scheme; give both the same in the config");
   // What one of them may hold the other must hold: bounds that only one has are dropped.
   a->quantizer->widen_bounds(t.min_bound, t.max_bound);
@@ -194,8 +199,17 @@ void QuantSim::enable() {
   saved_states_.clear();
 }
 
+FloatScope::~FloatScope() {
+  try {
+    sim_.enable();
+  } catch (const Error&) {
+    // Somebody enabled them within the scope: they are as he wants them.
+  }
+}
+
 EncodingMap QuantSim::encodings(bool int32_bias) {
-  for (const Placement& p : placements_) DETENT_CHECK(p.quantizer->state() != QuantizerState::observing, "QuantSim::encodings: quantizer \"", p.name, "\" is observing; wait for the end of compute_encodings");
+  for (const Placement& p : placements_)
+    DETENT_CHECK(p.quantizer->state() != QuantizerState::observing, "QuantSim::encodings: quantizer \"", p.name, "\" is observing; wait for the end of compute_encodings");
   EncodingMap map;
   map.args = {.activation_bitwidth = options_.output_bits,
               .param_bitwidth = options_.param_bits,

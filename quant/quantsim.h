@@ -62,6 +62,8 @@ class QuantSim {
 
   const std::vector<Placement>& placements() const { return placements_; }
   QuantizerCounts counts() const;
+  /// True when any quantizer has been calibrated or given a grid; otherwise the network computes in float.
+  bool has_ranges() const;
   /// The quantizer of a value or parameter, or null.
   Quantizer* find(const std::string& name);
   nn::Graph& graph() { return graph_; }
@@ -83,7 +85,7 @@ class QuantSim {
 
   void freeze();
   void learn();
-  /// Float evaluation through the same Graph: all quantizers off; enable() brings their state back.
+  /// Float evaluation through the same Graph: all quantizers off; enable() brings their state back. FloatScope does both.
   void disable();
   void enable();
 
@@ -98,6 +100,18 @@ class QuantSim {
   std::vector<Placement> placements_;
   std::vector<std::string> unseen_;
   std::vector<QuantizerState> saved_states_;
+};
+
+/// The network in float within a scope: disable(), and enable() at its end.
+class FloatScope {
+ public:
+  explicit FloatScope(QuantSim& sim) : sim_(sim) { sim_.disable(); }
+  ~FloatScope();
+  FloatScope(const FloatScope&) = delete;
+  FloatScope& operator=(const FloatScope&) = delete;
+
+ private:
+  QuantSim& sim_;
 };
 
 }  // namespace detent::quant

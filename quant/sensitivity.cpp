@@ -8,29 +8,6 @@
 namespace detent::quant {
 namespace {
 
-// All quantizers off, until the end of the scope.
-class FloatScope {
- public:
-  explicit FloatScope(QuantSim& sim) : sim_(sim) { sim_.disable(); }
-  ~FloatScope() { sim_.enable(); }
-  FloatScope(const FloatScope&) = delete;
-  FloatScope& operator=(const FloatScope&) = delete;
-
- private:
-  QuantSim& sim_;
-};
-
-class OnScope {
- public:
-  explicit OnScope(Quantizer& q) : q_(q) { q_.enable(); }
-  ~OnScope() { q_.disable(); }
-  OnScope(const OnScope&) = delete;
-  OnScope& operator=(const OnScope&) = delete;
-
- private:
-  Quantizer& q_;
-};
-
 std::vector<float> scores(nn::Graph& g, const std::vector<Tensor>& batches) {
   std::vector<float> all;
   for (const Tensor& b : batches) {
@@ -38,6 +15,18 @@ std::vector<float> scores(nn::Graph& g, const std::vector<Tensor>& batches) {
     all.insert(all.end(), some.begin(), some.end());
   }
   return all;
+}
+
+std::vector<float> scores_with(Quantizer& q, nn::Graph& g, const std::vector<Tensor>& batches) {
+  q.enable();
+  try {
+    std::vector<float> s = scores(g, batches);
+    q.disable();
+    return s;
+  } catch (...) {
+    q.disable();
+    throw;
+  }
 }
 
 double noise(const std::vector<float>& x, const std::vector<float>& reference) {
@@ -54,17 +43,16 @@ double noise(const std::vector<float>& x, const std::vector<float>& reference) {
 
 std::vector<Sensitivity> sensitivities(QuantSim& sim, const std::vector<Tensor>& batches, const std::function<void(int64_t)>& on_each) {
   DETENT_CHECK(!batches.empty(), "sensitivities: no images were given; some calibration batches are enough");
+  DETENT_CHECK(sim.has_ranges(), "sensitivities: no quantizer has a range; run compute_encodings first");
   std::vector<Sensitivity> found;
   std::unordered_set<const Quantizer*> seen;
   const FloatScope all_off(sim);
   const std::vector<float> reference = scores(sim.graph(), batches);
   for (const Placement& p : sim.placements()) {
     if (!p.quantizer->calibrated() || !seen.insert(p.quantizer.get()).second) continue;
-    const OnScope on(*p.quantizer);
-    found.push_back({p.name, p.quantizer->spec().grid.bits, noise(scores(sim.graph(), batches), reference)});
+    found.push_back({p.name, p.quantizer->spec().grid.bits, noise(scores_with(*p.quantizer, sim.graph(), batches), reference)});
     if (on_each) on_each(static_cast<int64_t>(found.size()));
   }
-  DETENT_CHECK(!found.empty(), "sensitivities: no quantizer has a range; run compute_encodings first");
   std::stable_sort(found.begin(), found.end(), [](const Sensitivity& a, const Sensitivity& b) { return a.noise > b.noise; });
   return found;
 }

@@ -59,6 +59,29 @@ DETENT_HD void for_each_place(int t, int n, Fn&& fn) {
   }
 }
 
+/// Keeps terms_of(place of the first element read with it, q, e) of the elements of thread t among n in shared memory, and writes what passes on to dx unless that is null.
+template <bool ByFour, class Fn>
+DETENT_HD void keep_terms(int t, int n, TermMemory& term, float* dx, Fn&& terms_of) {
+  for_each_place<ByFour>(t, n, [&](int i, int q, int e) {
+    if constexpr (ByFour) {
+      FloatQuad scale, clip, passed;
+      DETENT_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        const RangeTerms r = terms_of(i, q, k);
+        scale.v[k] = r.scale, clip.v[k] = r.clip, passed.v[k] = r.dx;
+      }
+      *reinterpret_cast<FloatQuad*>(term.scale + i) = scale;
+      *reinterpret_cast<FloatQuad*>(term.clip + i) = clip;
+      if (dx) *reinterpret_cast<FloatQuad*>(dx + i) = passed;
+    } else {
+      const RangeTerms r = terms_of(i, q, e);
+      term.scale[i] = r.scale;
+      term.clip[i] = r.clip;
+      if (dx) dx[i] = r.dx;
+    }
+  });
+}
+
 /// What a lane adds up, of the `length` terms that begin at v.
 DETENT_HD float lane_sum(const float* v, int lane, int length) {
   float sum = 0.0f;
@@ -148,25 +171,9 @@ struct RangeSums {
 
   template <bool ByFour>
   DETENT_HD void terms(const SumPlace& at, int t, const Held& held, Shared& shared) const {
-    float* const dxs = dx ? dx + at.first : nullptr;
-    for_each_place<ByFour>(t, at.n, [&](int i, int q, int e) {
+    keep_terms<ByFour>(t, at.n, shared.term, dx ? dx + at.first : nullptr, [&](int i, int q, int e) {
       const Limits g = shared.grid[Short ? cut.by_length.divide(i) : 0];
-      if constexpr (ByFour) {
-        FloatQuad scale, clip, passed;
-        DETENT_UNROLL
-        for (int k = 0; k < 4; ++k) {
-          const RangeTerms r = range_terms(held.x[q].v[k], held.dy[q].v[k], g.scale, g.zero, g.lo, g.hi);
-          scale.v[k] = r.scale, clip.v[k] = r.clip, passed.v[k] = r.dx;
-        }
-        *reinterpret_cast<FloatQuad*>(shared.term.scale + i) = scale;
-        *reinterpret_cast<FloatQuad*>(shared.term.clip + i) = clip;
-        if (dxs) *reinterpret_cast<FloatQuad*>(dxs + i) = passed;
-      } else {
-        const RangeTerms r = range_terms(held.x[q].v[e], held.dy[q].v[e], g.scale, g.zero, g.lo, g.hi);
-        shared.term.scale[i] = r.scale;
-        shared.term.clip[i] = r.clip;
-        if (dxs) dxs[i] = r.dx;
-      }
+      return range_terms(held.x[q].v[e], held.dy[q].v[e], g.scale, g.zero, g.lo, g.hi);
     });
   }
 
@@ -291,26 +298,9 @@ struct CodedSums {
 
   template <bool ByFour>
   DETENT_HD void terms(int64_t first, int count, int t, const Held& held, TermMemory& term) const {
-    float* const dx = a.dx + first;
-    const auto one = [&](int q, int e) {
+    keep_terms<ByFour>(t, count, term, a.dx + first, [&](int, int q, int e) {
       const int at = ByFour ? q : 4 * q + e, shift = ByFour ? 8 * e : 0;
       return coded_range_terms(static_cast<uint8_t>(held.codes[at] >> shift), static_cast<int8_t>(held.residual[at] >> shift), held.zero_point, held.dy[q].v[e]);
-    };
-    for_each_place<ByFour>(t, count, [&](int i, int q, int e) {
-      if constexpr (ByFour) {
-        FloatQuad scale, clip, passed;
-        DETENT_UNROLL
-        for (int k = 0; k < 4; ++k) {
-          const RangeTerms r = one(q, k);
-          scale.v[k] = r.scale, clip.v[k] = r.clip, passed.v[k] = r.dx;
-        }
-        *reinterpret_cast<FloatQuad*>(term.scale + i) = scale;
-        *reinterpret_cast<FloatQuad*>(term.clip + i) = clip;
-        *reinterpret_cast<FloatQuad*>(dx + i) = passed;
-      } else {
-        const RangeTerms r = one(q, e);
-        term.scale[i] = r.scale, term.clip[i] = r.clip, dx[i] = r.dx;
-      }
     });
   }
 

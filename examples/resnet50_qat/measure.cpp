@@ -78,9 +78,8 @@ void Flow::evaluate_integers() {
 void Flow::dump_layers() {
   const auto codes = [&] { dump_layers_into(o_.dump_layers); };
   o_.int8_eval ? on_integers(codes) : codes();
-  sim_->disable();
+  const quant::FloatScope full_precision(*sim_);
   dump_layers_into(join_path(o_.dump_layers, "float"));
-  sim_->enable();
 }
 
 void Flow::dump_layers_into(const std::string& folder) {

@@ -110,8 +110,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.footer(
       "Ctrl-C or SIGTERM: the training step in progress is finished and saved; --resume auto goes on to the same bits. A second one ends at once.\n"
       "Exit code: 0 done, 2 wrong usage or input, 3 stopped as asked, work saved.");
-  std::string scheme(detent::quant::to_string(o.scheme)), preprocess, rule(to_string(o.range_rule)), batch_norm = "fold", int32_bias = "auto", param_type = "int",
-                                                                                                     output_type = "int";
+  std::string scheme(detent::quant::to_string(o.scheme)), rule(to_string(o.range_rule)), preprocess, batch_norm = "fold";
+  std::string int32_bias = "auto", param_type = "int", output_type = "int";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--data", o.data, "folder of TFRecords train*, valid* (image/encoded, image/class/label)");

@@ -16,17 +16,23 @@ void check_one(std::span<const Shape> inputs, const char* op) { DETENT_CHECK(inp
 
 }  // namespace
 
-Conv2d::Conv2d(const Options& options) : options_(options) {
-  const auto& o = options_;
-  DETENT_CHECK(o.in > 0 && o.out > 0 && o.kernel_h > 0 && o.kernel_w > 0, "conv2d: ", o.in, " input and ", o.out, " output channels with a ", o.kernel_h, "x", o.kernel_w, " kernel: all must be positive");
-  DETENT_CHECK(o.spec.groups > 0 && o.in % o.spec.groups == 0 && o.out % o.spec.groups == 0, "conv2d: ", o.in, " and ", o.out, " channels cannot be split into ", o.spec.groups, " groups");
-  weight.value = Tensor::zeros({o.out, o.kernel_h, o.kernel_w, o.in / o.spec.groups});
-  if (o.bias) ensure_bias();
+void WeightedLayer::visit(const std::string& prefix, Visitor& visitor) {
+  name_parameter(weight, prefix, "weight", visitor);
+  name_parameter(bias, prefix, "bias", visitor);
 }
 
-void Conv2d::ensure_bias() {
-  if (!bias.value.defined()) bias.value = Tensor::zeros({options_.out}, DType::f32, weight.value.device());
-  options_.bias = true;
+void WeightedLayer::ensure_bias() {
+  if (!has_bias()) bias.value = Tensor::zeros({weight.value.dim(0)}, DType::f32, weight.value.device());
+}
+
+Conv2d::Conv2d(const Options& options) : options_(options) {
+  const auto& o = options_;
+  DETENT_CHECK(o.in > 0 && o.out > 0 && o.kernel_h > 0 && o.kernel_w > 0, "conv2d: ", o.in, " input and ", o.out, " output channels with a ", o.kernel_h, "x", o.kernel_w,
+               " kernel: all must be positive");
+  DETENT_CHECK(o.spec.groups > 0 && o.in % o.spec.groups == 0 && o.out % o.spec.groups == 0, "conv2d: ", o.in, " and ", o.out, " channels cannot be split into ", o.spec.groups,
+               " groups");
+  weight.value = Tensor::zeros({o.out, o.kernel_h, o.kernel_w, o.in / o.spec.groups});
+  if (o.bias) ensure_bias();
 }
 
 OpDesc Conv2d::describe() const {
@@ -46,25 +52,15 @@ Shape Conv2d::infer(std::span<const Shape> inputs) const {
 
 Var Conv2d::forward(const Context& context, std::span<const Var> inputs) {
   const Var w = weight.var(context);
-  if (!bias.value.defined()) return conv2d(inputs[0], w, nullptr, options_.spec);
+  if (!has_bias()) return conv2d(inputs[0], w, nullptr, options_.spec);
   const Var b = round_bias(bias.var(context), inputs[0], w);
   return conv2d(inputs[0], w, &b, options_.spec);
-}
-
-void Conv2d::visit(const std::string& prefix, Visitor& visitor) {
-  name_parameter(weight, prefix, "weight", visitor);
-  name_parameter(bias, prefix, "bias", visitor);
 }
 
 Dense::Dense(const Options& options) : options_(options) {
   DETENT_CHECK(options.in > 0 && options.out > 0, "dense: ", options.in, " inputs and ", options.out, " outputs: both must be positive");
   weight.value = Tensor::zeros({options.out, options.in});
   if (options.bias) ensure_bias();
-}
-
-void Dense::ensure_bias() {
-  if (!bias.value.defined()) bias.value = Tensor::zeros({options_.out}, DType::f32, weight.value.device());
-  options_.bias = true;
 }
 
 OpDesc Dense::describe() const { return {"Gemm", {{"transB", int64_t{1}}}}; }
@@ -76,14 +72,9 @@ Shape Dense::infer(std::span<const Shape> inputs) const {
 
 Var Dense::forward(const Context& context, std::span<const Var> inputs) {
   const Var w = weight.var(context);
-  if (!bias.value.defined()) return dense(inputs[0], w, nullptr);
+  if (!has_bias()) return dense(inputs[0], w, nullptr);
   const Var b = round_bias(bias.var(context), inputs[0], w);
   return dense(inputs[0], w, &b);
-}
-
-void Dense::visit(const std::string& prefix, Visitor& visitor) {
-  name_parameter(weight, prefix, "weight", visitor);
-  name_parameter(bias, prefix, "bias", visitor);
 }
 
 BatchNorm::BatchNorm(const Options& options) : options_(options) {
@@ -104,7 +95,8 @@ Shape BatchNorm::infer(std::span<const Shape> inputs) const {
 }
 
 Var BatchNorm::forward(const Context& context, std::span<const Var> inputs) {
-  return batch_norm(inputs[0], weight.var(context), bias.var(context), running_mean, running_var, {.eps = options_.eps, .momentum = options_.momentum}, context.training && !frozen);
+  return batch_norm(inputs[0], weight.var(context), bias.var(context), running_mean, running_var, {.eps = options_.eps, .momentum = options_.momentum},
+                    context.training && !frozen);
 }
 
 void BatchNorm::visit(const std::string& prefix, Visitor& visitor) {

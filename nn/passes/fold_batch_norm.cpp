@@ -12,23 +12,10 @@ namespace {
 constexpr double kTolerance = 1e-3;
 constexpr int64_t kProbeSide = 32;  // what a fold does is decided by channels: of large feature maps a corner shows it
 
-struct Layer {
-  Parameter* weight = nullptr;
-  Tensor* bias = nullptr;
-};
-
-Layer layer_of(Module& m, bool forward) {
-  if (auto* conv = dynamic_cast<Conv2d*>(&m)) {
-    if (forward && (conv->options().spec.padding != Padding2d{} || conv->options().spec.groups != 1)) return {};
-    return {&conv->weight, &conv->bias.value};
-  }
-  if (auto* dense = dynamic_cast<Dense*>(&m)) return {&dense->weight, &dense->bias.value};
-  return {};
-}
-
-void created_bias(Module& m) {
-  if (auto* conv = dynamic_cast<Conv2d*>(&m)) conv->ensure_bias();
-  if (auto* dense = dynamic_cast<Dense*>(&m)) dense->ensure_bias();
+bool takes_fold(const Module& m, bool forward) {
+  const auto* conv = dynamic_cast<const Conv2d*>(&m);
+  if (conv && forward) return conv->options().spec.padding == Padding2d{} && conv->options().spec.groups == 1;
+  return dynamic_cast<const WeightedLayer*>(&m);
 }
 
 struct Fold {
@@ -52,7 +39,7 @@ Fold next_fold(Graph& g) {
         if (c.size() != 1 || g.is_output(n.output)) continue;
         layer = c[0];
       }
-      if (layer_of(*nodes[static_cast<size_t>(layer)].module, forward).weight) return {i, layer, forward};
+      if (takes_fold(*nodes[static_cast<size_t>(layer)].module, forward)) return {i, layer, forward};
     }
   }
   return {};
@@ -100,24 +87,23 @@ std::vector<std::pair<std::string, std::string>> fold_batch_norms(Graph& g) {
     const Graph::Node& norm_node = g.nodes()[static_cast<size_t>(f.norm)];
     const Graph::Node& layer_node = g.nodes()[static_cast<size_t>(f.layer)];
     auto& norm = static_cast<BatchNorm&>(*norm_node.module);
-    Module& module = *layer_node.module;
-    const Layer layer = layer_of(module, f.forward);
+    auto& layer = static_cast<WeightedLayer&>(*layer_node.module);
 
     const Graph::Node& first = f.forward ? norm_node : layer_node;
-    const Tensor x = probe(g.value(first.inputs[0]).shape, module).to(layer.weight->value.device());
-    const Tensor before = f.forward ? run(module, run(norm, x)) : run(norm, run(module, x));
+    const Tensor x = probe(g.value(first.inputs[0]).shape, layer).to(layer.weight.value.device());
+    const Tensor before = f.forward ? run(layer, run(norm, x)) : run(norm, run(layer, x));
 
     const NormTerms terms = norm_terms(norm.weight.value, norm.bias.value, norm.running_mean, norm.running_var, static_cast<double>(norm.options().eps));
-    const Tensor weight = layer.weight->value, bias = *layer.bias;
-    (f.forward ? fold_forward : fold_backward)(layer.weight->value, *layer.bias, terms);
-    const double move = relative_move(before, run(module, x));
+    const Tensor weight = layer.weight.value, bias = layer.bias.value;
+    (f.forward ? fold_forward : fold_backward)(layer.weight.value, layer.bias.value, terms);
+    const double move = relative_move(before, run(layer, x));
     if (!(move <= kTolerance)) {
-      layer.weight->value = weight;
-      *layer.bias = bias;
+      layer.weight.value = weight;
+      layer.bias.value = bias;
       fail("fold_batch_norms: folding \"", norm_node.name, "\" into \"", layer_node.name, "\" would move its output by ", move, " of its largest value (limit ", kTolerance,
            "): its statistics do not fold in float32; re-estimate or leave them");
     }
-    created_bias(module);
+    layer.ensure_bias();
     folded.emplace_back(layer_node.name, norm_node.name);
     g.bypass(f.norm);
   }
