@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "detent/autograd/ops_integer.h"
 #include "detent/autograd/profile.h"
 #include "detent/core/error.h"
-#include "detent/autograd/ops_integer.h"
 #include "detent/nn/host_reads.h"
 #include "detent/nn/integer_plan.h"
 #include "detent/nn/plan.h"
@@ -168,9 +168,19 @@ std::vector<std::string> Graph::float_nodes() const {
 
 bool Graph::training() const { return mode_ == Mode::automatic ? grad_enabled() : mode_ == Mode::training; }
 
-Var Graph::operator()(const Tensor& images) {
+Var Graph::moved_here(const Tensor& images) {
   DETENT_CHECK(inputs_.size() == 1, "graph: called with one input, but it has ", inputs_.size());
-  const Var in(images.to(device()));
+  return images.to(device());
+}
+
+void Graph::run_to(const Tensor& images, Value last) {
+  DETENT_CHECK(tap_, "graph: run_to \"", value(last).name, "\" without a tap; set_tap first");
+  const Var in = moved_here(images);
+  run({.training = training()}, {&in, 1}, {&last, 1});
+}
+
+Var Graph::operator()(const Tensor& images) {
+  const Var in = moved_here(images);
   // Every declared output runs too (a Softmax behind the scores has a quantizer to calibrate).
   std::vector<Value> wanted{scores()};
   for (Value v : outputs_) wanted.push_back(v);
@@ -215,7 +225,9 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
   }
   for (const Value v : wanted) ++uses[static_cast<size_t>(v.id)];
   std::vector<Var> in;
+  const auto missing = [&](Value v) { return !vars[static_cast<size_t>(v.id)].defined(); };
   for (const PlanStep& s : steps) {
+    if (std::none_of(wanted.begin(), wanted.end(), missing)) break;
     in.clear();
     for (const Value v : step_inputs(*this, s)) {
       Var& x = vars[static_cast<size_t>(v.id)];

@@ -35,8 +35,8 @@ class Graph {
   };
   struct ValueInfo {
     std::string name;
-    Shape shape;        ///< with batch size 1
-    int producer = -1;  ///< index into nodes(), -1 for a graph input
+    Shape shape;                           ///< with batch size 1
+    int producer = -1;                     ///< index into nodes(), -1 for a graph input
     std::shared_ptr<Transform> transform;  ///< applied to the value for all its consumers
   };
 
@@ -110,6 +110,8 @@ class Graph {
   /// value before: it is shown as it is, twice.
   using Tap = std::function<void(Value, const Var& before, const Var& after)>;
   void set_tap(Tap tap) { tap_ = std::move(tap); }
+  /// Shows the tap every value up to this one, as operator() would, and computes none behind it. Throws Error without a tap.
+  void run_to(const Tensor& images, Value last);
 
   /// All parameters, in node order, those of transforms (learned ranges) included.
   std::vector<Parameter*> parameters();
@@ -122,6 +124,7 @@ class Graph {
 
  private:
   std::vector<Var> run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted);
+  Var moved_here(const Tensor& images);
   void remove_node(int node);
   bool training() const;
 

@@ -23,9 +23,7 @@ double adaround_alpha(double fraction, const AdaroundSpec& spec) {
   return std::log(s / (1.0 - s));
 }
 
-bool adaround_warm(int64_t iteration, int64_t iterations, const AdaroundSpec& spec) {
-  return static_cast<double>(iteration) < spec.warm_start * static_cast<double>(iterations);
-}
+bool adaround_warm(int64_t iteration, int64_t iterations, const AdaroundSpec& spec) { return static_cast<double>(iteration) < spec.warm_start * static_cast<double>(iterations); }
 
 double adaround_beta(int64_t iteration, int64_t iterations, const AdaroundSpec& spec) {
   DETENT_CHECK(iterations > 0, "AdaRound: ", iterations, " iterations; at least 1");
@@ -34,24 +32,26 @@ double adaround_beta(int64_t iteration, int64_t iterations, const AdaroundSpec& 
   return spec.beta_end + 0.5 * (spec.beta_start - spec.beta_end) * (1.0 + std::cos(t * 3.14159265358979323846));
 }
 
+double adaround_round_slope(double alpha, double beta, const AdaroundSpec& spec) {
+  const double u = 2.0 * adaround_h(alpha, spec) - 1.0, m = std::fabs(u);
+  return m > 0.0 ? -spec.regularisation * beta * std::pow(m, beta - 1.0) * (u < 0.0 ? -2.0 : 2.0) * adaround_dh(alpha, spec) : 0.0;
+}
+
 double adaround_round_loss(const Tensor& alpha, double beta, const AdaroundSpec& spec, Tensor* gradient) {
   if (gradient) DETENT_CHECK(gradient->shape() == alpha.shape(), "AdaRound: a gradient ", gradient->shape(), " for alpha ", alpha.shape());
   const auto* a = host_floats("AdaRound", alpha);
   auto* da = gradient ? host_floats("AdaRound", *gradient) : nullptr;
   double loss = 0.0;
   for (int64_t i = 0; i < alpha.elements(); ++i) {
-    const double u = 2.0 * adaround_h(a[i], spec) - 1.0, m = std::fabs(u);
-    loss += 1.0 - std::pow(m, beta);
-    if (gradient && m > 0.0) {
-      const double d = -beta * std::pow(m, beta - 1.0) * (u < 0.0 ? -2.0 : 2.0) * adaround_dh(a[i], spec);
-      da[i] += static_cast<float>(spec.regularisation * d);
-    }
+    loss += 1.0 - std::pow(std::fabs(2.0 * adaround_h(a[i], spec) - 1.0), beta);
+    if (gradient) da[i] += static_cast<float>(adaround_round_slope(a[i], beta, spec));
   }
   return spec.regularisation * loss;
 }
 
 double adaround_reconstruction_loss(const Tensor& output, const Tensor& target) {
-  DETENT_CHECK(output.shape() == target.shape() && output.rank() >= 1 && output.elements() > 0, "AdaRound: an output ", output.shape(), " and a target ", target.shape(), " must be one non-empty shape");
+  DETENT_CHECK(output.shape() == target.shape() && output.rank() >= 1 && output.elements() > 0, "AdaRound: an output ", output.shape(), " and a target ", target.shape(),
+               " must be one non-empty shape");
   const auto* y = host_floats("AdaRound", output);
   const auto* t = host_floats("AdaRound", target);
   double sum = 0.0;

@@ -306,13 +306,18 @@ void Flow::remove_left_overs() const {
   }
 }
 
+nn::Schedule Flow::schedule(int64_t steps_of_epoch) const {
+  if (o_.schedule == "cosine") return {.kind = nn::Schedule::Kind::cosine, .base = o_.lr, .total_steps = o_.epochs * steps_of_epoch};
+  return {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * steps_of_epoch};
+}
+
 bool Flow::train() {
   io::Loader loader(train_set_, loader_options(true));
   report_.images["train"] = loader.images();
   const int64_t per_epoch = loader.batches();
   int64_t total = per_epoch * o_.epochs;
   if (o_.max_steps) total = std::min(total, o_.max_steps);
-  nn::Trainer trainer(net_, *sgd_, {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * per_epoch});
+  nn::Trainer trainer(net_, *sgd_, schedule(per_epoch));
   trainer.set_steps_done(progress_.step);
   trainer.freeze_batch_norm_after = o_.freeze_bn_after;
   trainer.record = true;
@@ -453,6 +458,7 @@ int Flow::run_stages() {
     quantize();
     calibrate();
     load_ranges();
+    learn_rounding();
     correct_biases();
     validate("ptq");
     report_.seconds["ptq"] = since(start);

@@ -46,6 +46,9 @@ class Flow {
   void quantize();
   void calibrate();
   void load_ranges();
+  std::vector<detent::Tensor> calibration_images(int64_t images);
+  int64_t layers() const;
+  void learn_rounding();
   void correct_biases();
   void measure_sensitivity();
   void warn_of_strangers(const detent::quant::EncodingMap& map) const;
@@ -54,6 +57,7 @@ class Flow {
   template <class Fn>
   void on_integers(Fn&& fn);
   void evaluate_integers();
+  detent::nn::Schedule schedule(int64_t steps_of_epoch) const;
   bool train();
   template <class Fn>
   auto naming_last_checkpoint(Fn&& fn);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "detent/io/layer_dump.h"
+#include "detent/quant/learned_rounding.h"
 #include "detent/quant/post_training.h"
 #include "flow.h"
 #include "progress.h"
@@ -28,13 +29,37 @@ nn::Accuracy Flow::validate(const std::string& stage) {
   return a;
 }
 
+std::vector<Tensor> Flow::calibration_images(int64_t images) {
+  io::Loader loader(train_set_, calibration_options(images));
+  std::vector<Tensor> batches;
+  for (const io::Batch& b : loader) batches.push_back(b.images);
+  return batches;
+}
+
+int64_t Flow::layers() const {
+  return std::count_if(net_.nodes().begin(), net_.nodes().end(), [](const nn::Graph::Node& n) { return n.op == "Conv" || n.op == "Gemm"; });
+}
+
 // After the ranges have their final place, before they are trained.
+void Flow::learn_rounding() {
+  if (o_.adaround == 0) return;
+  const std::vector<Tensor> images = calibration_images(o_.adaround);
+  int64_t steps = 0;
+  Progress progress("learn rounding", layers() * o_.adaround_iterations, o_.quiet);
+  report_.rounded = quant::learn_rounding(*sim_, images, {.iterations = o_.adaround_iterations, .seed = o_.seed}, [&](const quant::RoundedLayer& l) {
+    progress.update(steps += o_.adaround_iterations, l.name);
+    stop_if_asked();
+  });
+  int64_t weights = 0, moved = 0;
+  for (const quant::RoundedLayer& l : report_.rounded) weights += l.weights, moved += l.moved;
+  say(o_.quiet, text("learned the rounding of ", report_.rounded.size(), " layers: ", moved, " of ", weights, " weights are rounded to the farther neighbour"));
+}
+
 void Flow::correct_biases() {
   if (o_.correct_biases == 0) return;
   const FullPrecision full_precision(device_);
   io::Loader loader(train_set_, calibration_options(o_.correct_biases));
-  const auto layers = std::count_if(net_.nodes().begin(), net_.nodes().end(), [](const nn::Graph::Node& n) { return n.op == "Conv" || n.op == "Gemm"; });
-  Progress progress("correct biases", loader.images() * (1 + layers), o_.quiet);
+  Progress progress("correct biases", loader.images() * (1 + layers()), o_.quiet);
   int64_t done = 0;
   const int64_t corrected = quant::correct_biases(*sim_, [&] {
     for (const io::Batch& b : loader) {
@@ -94,9 +119,7 @@ void Flow::dump_layers_into(const std::string& folder) {
 void Flow::measure_sensitivity() {
   if (o_.sensitivity == 0) return;
   const FullPrecision full_precision(device_);
-  io::Loader loader(train_set_, calibration_options(o_.sensitivity));
-  std::vector<Tensor> batches;
-  for (const io::Batch& b : loader) batches.push_back(b.images);
+  const std::vector<Tensor> batches = calibration_images(o_.sensitivity);
   Progress progress("sensitivity", static_cast<int64_t>(sim_->placements().size()), o_.quiet);
   report_.sensitivities = quant::sensitivities(*sim_, batches, [&](int64_t done) {
     progress.update(done);

@@ -57,6 +57,8 @@ void check(const Options& o, int threads) {
   one_of("--products", o.products, {"integers", "floats"});
   one_of("--equalize", o.equalize, {"no", "yes", "relu6"});
   DETENT_CHECK(o.equalize == "no" || !o.keep_batch_norm, "--equalize ", o.equalize, ": leave --batch-norm keep out; batch norms are folded before layers are equalized");
+  at_least("--adaround", o.adaround, 0);
+  at_least("--adaround-iterations", o.adaround_iterations, 1);
   at_least("--correct-biases", o.correct_biases, 0);
   at_least("--sensitivity", o.sensitivity, 0);
   one_of("--encodings-version", o.encodings_version, {"0.6.1", "1.0.0", "2.0.0"});
@@ -143,10 +145,13 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_flag("--freeze-encodings", o.freeze_encodings, "ranges of --encodings are kept while training");
   app.add_option("--equalize", o.equalize,
                  "neighbouring layers' channels before quantization: no, yes, or relu6 (also through ReLU6, which becomes ReLU); for weights quantized per tensor");
+  app.add_option("--adaround", o.adaround, "calibration images on which it is learned which way each weight is rounded (AdaRound), layer by layer; 0: to nearest");
+  app.add_option("--adaround-iterations", o.adaround_iterations, "steps of --adaround for each layer");
   app.add_option("--correct-biases", o.correct_biases, "calibration images on which the mean error of quantization is taken out of the biases, layer by layer; 0: not");
   app.add_option("--calibration-samples", o.calibration_samples, "training images the ranges are calibrated on");
   app.add_option("--epochs", o.epochs, "epochs of quantization-aware training");
   app.add_option("--lr", o.lr, "learning rate");
+  app.add_option("--schedule", o.schedule, "of the learning rate: step (divided by 10 every --decay-steps epochs), cosine (to zero at the end of --epochs)");
   app.add_option("--decay-steps", o.decay_steps, "epochs per division of the learning rate by 10");
   app.add_option("--momentum", o.momentum, "of SGD");
   app.add_option("--weight-decay", o.weight_decay, "of SGD");
@@ -202,6 +207,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   format("--param-type", param_type, "--param-bw", o.param_bits, o.param_format);
   format("--output-type", output_type, "--output-bw", o.output_bits, o.output_format);
   DETENT_CHECK(o.percentile >= 50.0 && o.percentile <= 100.0, "--percentile ", o.percentile, ": give 50..100");
+  one_of("--schedule", o.schedule, {"step", "cosine"});
+  DETENT_CHECK(o.schedule == "step" || app.get_option("--decay-steps")->count() == 0, "--decay-steps ", o.decay_steps, ": --schedule cosine has no steps; leave one of them out");
   one_of("--batch-norm", batch_norm, {"fold", "keep"});
   o.keep_batch_norm = batch_norm == "keep";
   one_of("--int32-bias", int32_bias, {"auto", "yes", "no"});
@@ -248,7 +255,9 @@ std::string resume_key(const Options& o) {
                         {"preprocess", o.preprocess ? detent::io::to_string(*o.preprocess) : std::string_view()},
                         {"skip-bad-records", o.skip_bad_records}};
   // Named where it is not the rule only: files from before it was an option go on.
+  if (o.schedule != "step") key["schedule"] = o.schedule, key["epochs"] = o.epochs;  // the rate of a step depends on where the end is
   if (o.equalize != "no") key["equalize"] = o.equalize;
+  if (o.adaround > 0) key["adaround"] = o.adaround, key["adaround-iterations"] = o.adaround_iterations;
   if (o.correct_biases > 0) key["correct-biases"] = o.correct_biases;
   if (o.products != "integers") key["products"] = o.products;
   if (o.precision != "tf32") key["precision"] = o.precision;

@@ -27,7 +27,9 @@ struct Options {
   std::string config;
   detent::quant::RangeRule range_rule = detent::quant::RangeRule::gated;
   float range_lr_scale = 1.0f;
-  std::string equalize = "no";    ///< yes; relu6: clips become ReLUs for it
+  std::string equalize = "no";  ///< yes; relu6: clips become ReLUs for it
+  int64_t adaround = 0;         ///< calibration images; 0: not
+  int64_t adaround_iterations = 1000;
   int64_t correct_biases = 0;     ///< calibration images; 0: not
   bool keep_batch_norm = false;   ///< train with batch norms left in, fold them into the scales afterwards
   int64_t freeze_bn_after = -1;   ///< steps; -1: never
@@ -37,7 +39,8 @@ struct Options {
   int64_t calibration_samples = 500;
   int64_t epochs = 1;
   float lr = 1e-3f;
-  int64_t decay_steps = 5;
+  std::string schedule = "step";  ///< or cosine: to zero at the end of the last epoch
+  int64_t decay_steps = 5;        ///< epochs, of step
   float momentum = 0.9f, weight_decay = 0.0f;
   float average_weights = 0.1f;
   int64_t max_steps = 0, eval_samples = 0;

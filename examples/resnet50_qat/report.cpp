@@ -14,6 +14,13 @@ namespace {
 using Json = nlohmann::ordered_json;
 constexpr const char* kStages[] = {"float", "folded", "ptq", "qat", "int8"};
 
+Json json_of(const std::vector<detent::quant::RoundedLayer>& layers) {
+  Json j = Json::array();
+  for (const detent::quant::RoundedLayer& l : layers)
+    j.push_back({{"layer", l.name}, {"weights", l.weights}, {"moved", l.moved}, {"error_nearest", l.nearest}, {"error_learned", l.learned}});
+  return j;
+}
+
 }  // namespace
 
 std::string Report::to_json() const {
@@ -23,6 +30,7 @@ std::string Report::to_json() const {
   j["images_per_second"] = images_per_second;
   j["images"] = images;
   j["unseen"] = unseen;
+  if (!rounded.empty()) j["adaround"] = json_of(rounded);
   return j.dump();
 }
 
@@ -36,6 +44,7 @@ Report Report::from_json(const std::string& text) {
     r.images_per_second = j.at("images_per_second").get<std::map<std::string, double>>();
     r.images = j.at("images").get<std::map<std::string, int64_t>>();
     r.unseen = j.at("unseen").get<std::vector<std::string>>();
+    for (const Json& l : j.value("adaround", Json::array())) r.rounded.push_back({l.at("layer"), l.at("weights"), l.at("moved"), l.at("error_nearest"), l.at("error_learned")});
     return r;
   } catch (const nlohmann::json::exception& e) {
     detent::fail("the results of earlier stages cannot be read: ", e.what());
@@ -106,6 +115,7 @@ std::string summary_json(const Report& r, const Options& o, const std::string& d
   j["quantizers"] = {{"weight", counts.weight}, {"activation", counts.activation}, {"bias", counts.bias}};
   j["quantizers_without_data"] = r.unseen;
   for (const detent::quant::Sensitivity& s : r.sensitivities) j["sensitivity"].push_back({{"name", s.name}, {"bits", s.bits}, {"noise", s.noise}});
+  if (!r.rounded.empty()) j["adaround"] = json_of(r.rounded);
   j["resumed_from_step"] = r.resumed_from_step;
   j["seconds"] = r.seconds;
   j["images_per_second"] = r.images_per_second;

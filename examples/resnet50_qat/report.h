@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "detent/nn/train.h"
+#include "detent/quant/learned_rounding.h"
 #include "detent/quant/sensitivity.h"
 #include "options.h"
 
@@ -18,6 +19,7 @@ struct Report {
   std::map<std::string, int64_t> images;                  ///< "train", "valid", "calibration"
   double waiting_share = 0.0;                             ///< of training time, for data
   std::vector<std::string> unseen;                        ///< quantizers that no calibration image reached
+  std::vector<detent::quant::RoundedLayer> rounded;       ///< by --adaround
   std::vector<detent::quant::Sensitivity> sensitivities;  ///< the noisiest first
   int64_t resumed_from_step = 0;
   int64_t bad_records = 0;

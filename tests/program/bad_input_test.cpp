@@ -81,6 +81,8 @@ TEST_CASE("bad_options") {
                {"negative batch", {"--batch", "-1"}, {"--batch -1"}},
                {"NaN learning rate", {"--lr", "nan"}, {"--lr"}},
                {"infinite learning rate", {"--lr", "inf"}, {"--lr"}},
+               {"no such schedule", {"--schedule", "linear"}, {"--schedule", "linear", "cosine"}},
+               {"steps of a schedule without", {"--schedule", "cosine", "--decay-steps", "2"}, {"--decay-steps", "--schedule cosine"}},
                {"momentum 1", {"--momentum", "1"}, {"--momentum"}},
                {"average of more than all steps", {"--average-weights", "1.5"}, {"--average-weights", "1.5"}},
                {"average that is no number", {"--average-weights", "nan"}, {"--average-weights"}},

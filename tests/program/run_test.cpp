@@ -74,6 +74,24 @@ TEST_CASE("a_run_and_its_summary") {
   same_results(w, "one", "two");
 }
 
+TEST_CASE("a_cosine_ends_at_zero_and_is_continued_with_its_own_end_only") {
+  const Workshop w;
+  const Arguments cosine{"--schedule", "cosine", "--epochs", "2", "--lr", "0.01", "--checkpoint-every", "5"};
+  const Outcome o = w.run(w.good("cosine") + cosine + Arguments{"--max-steps", "5"});
+  INFO(o.err);
+  REQUIRE(o.code == 0);
+  std::istringstream log(slurp((w / "cosine") + "/m.log.jsonl"));
+  int64_t step = 0;
+  for (std::string line; std::getline(log, line); ++step) {
+    const double turn = std::acos(-1.0) * static_cast<double>(step) / 12.0;  // two epochs of six steps
+    CHECK(nlohmann::json::parse(line).at("lr").get<double>() == doctest::Approx(0.01 * (1.0 + std::cos(turn)) / 2.0));
+  }
+  CHECK(step == 5);
+  const Outcome longer = w.run(w.good("cosine") + Arguments{"--schedule", "cosine", "--epochs", "3", "--lr", "0.01", "--resume", "auto"});
+  CHECK(longer.code == 2);
+  CHECK_CONTAINS(longer.err, "--epochs 2");
+}
+
 TEST_CASE("16_bit_floats_percentiles_and_dumps_of_both_networks") {
   const Workshop w;
   const Arguments brief{"--max-steps", "2", "--eval-samples", "8"};
@@ -90,7 +108,8 @@ TEST_CASE("16_bit_floats_percentiles_and_dumps_of_both_networks") {
   for (const quant::Encoding& e : map.activations) CHECK((e.is_float && e.bits == 16));
 
   // Weights alone in floats, activations on a grid of 8 bits; every value is written twice, as codes and as the float network has it.
-  const Outcome mixed = w.run(w.good("mixed") + brief + Arguments{"--param-type", "bfloat16", "--quant-scheme", "percentile", "--percentile", "99", "--dump-layers", w / "dump", "--dump-images", "8"});
+  const Outcome mixed = w.run(w.good("mixed") + brief +
+                              Arguments{"--param-type", "bfloat16", "--quant-scheme", "percentile", "--percentile", "99", "--dump-layers", w / "dump", "--dump-images", "8"});
   INFO(mixed.err);
   REQUIRE(mixed.code == 0);
   const quant::EncodingMap tight = io::read_encodings(slurp((w / "mixed") + "/m.encodings"), "m.encodings");
@@ -228,9 +247,10 @@ TEST_CASE("batch_norms_left_in_are_frozen_measured_anew_and_folded_into_the_scal
   }
 }
 
-TEST_CASE("layers are equalized and biases corrected before training, and a resumed run does not do it again") {
+TEST_CASE("layers are equalized, roundings learned and biases corrected before training, and a resumed run does not do it again") {
   const Workshop w;
-  const Arguments tools{"--equalize", "yes", "--correct-biases", "16", "--param-bw", "4", "--epochs", "2", "--checkpoint-every", "6", "--sensitivity", "8"};
+  const Arguments tools{"--equalize", "yes", "--adaround", "12", "--adaround-iterations", "5", "--correct-biases", "16",
+                        "--param-bw", "4",   "--epochs",   "2",  "--checkpoint-every",    "6", "--sensitivity",    "8"};
   const Outcome plain = w.run(w.good("plain") + Arguments{"--param-bw", "4", "--epochs", "0"});
   const Outcome o = w.run(w.good("whole") + tools);
   REQUIRE(plain.code == 0);
@@ -241,6 +261,9 @@ TEST_CASE("layers are equalized and biases corrected before training, and a resu
   CHECK(summary.at("options").at("correct-biases") == 16);
   CHECK(summary.at("options").at("param-bw") == 4);
   CHECK(summary.at("sensitivity").size() == 50);
+  CHECK(summary.at("options").at("adaround") == 12);
+  CHECK(summary.at("adaround").size() == 20);
+  for (const auto& l : summary.at("adaround")) CHECK(l.at("error_learned").get<double>() <= l.at("error_nearest").get<double>());
   CHECK_CONTAINS(o.out, summary.at("sensitivity")[0].at("name").get<std::string>());
   // Only weights between the two layers of a block moved, so equalization shows in their grids and nowhere before.
   const quant::EncodingMap a = io::read_encodings(slurp((w / "whole") + "/m.encodings"), "whole"), b = io::read_encodings(slurp((w / "plain") + "/m.encodings"), "plain");
@@ -249,9 +272,10 @@ TEST_CASE("layers are equalized and biases corrected before training, and a resu
   INFO(again.err);
   REQUIRE(again.code == 0);
   for (const char* name : {"/m.safetensors", "/m.encodings", "/m.qdq.onnx"}) CHECK(slurp((w / "whole") + name) == slurp((w / "again") + name));
+  CHECK(nlohmann::json::parse(slurp((w / "again") + "/m.summary.json")).at("adaround") == summary.at("adaround"));
   const Outcome other = w.run(w.good("again") + Arguments{"--param-bw", "4", "--epochs", "2", "--resume", (w / "whole") + "/m.step-6.ckpt"});
   CHECK(other.code == 2);
-  CHECK_CONTAINS(other.err, "--correct-biases");
+  CHECK_CONTAINS(other.err, "--adaround 12");
 }
 
 // On a GPU when there is one, else on the module of tests/device.
