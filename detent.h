@@ -38,6 +38,7 @@
 #include "detent/quant/equalize.h"
 #include "detent/quant/estimators/estimator.h"
 #include "detent/quant/fold_to_scale.h"
+#include "detent/quant/learned_rounding.h"
 #include "detent/quant/post_training.h"
 #include "detent/quant/quantizer.h"
 #include "detent/quant/quantsim.h"
