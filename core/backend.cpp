@@ -109,6 +109,8 @@ Backend* cuda_backend(int index, std::string* why) {
       slot = std::make_unique<DeviceBackend>(*m.module, Device{DeviceType::cuda, index});
     } catch (const Error& e) {
       *why = e.what();
+      const std::string named = text("device cuda:", index, ": ");  // which the caller says
+      if (why->starts_with(named)) why->erase(0, named.size());
       return nullptr;
     }
   }

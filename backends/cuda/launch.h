@@ -25,9 +25,8 @@
 #if defined(__CUDACC__)
 #define DETENT_CUDA_NAMESPACE cuda
 #else
-#include <cstdlib>
+#include <functional>
 #include <memory>
-#include <new>
 #define DETENT_CUDA_NAMESPACE cuda_host
 #endif
 
@@ -104,12 +103,12 @@ constexpr int64_t element_blocks(int64_t n) {
   return blocks < kMaxBlocks ? blocks : kMaxBlocks;
 }
 
-#if defined(__CUDACC__)
-
 /// The current device's stream. Declared as void* so that this header needs no CUDA header.
 void* current_stream();
 /// Looks for an error of the launch just made; it is reported by the next synchronous call of the backend.
 void check_launch(const char* name) noexcept;
+
+#if defined(__CUDACC__)
 
 /// Value of one thread that lives across phases.
 template <class Block, class T>
@@ -188,24 +187,38 @@ struct HostBlock {
   }
 };
 
+/// A launch of the host build: at once (host_run.cpp), or when its stream gets to it (tests/device/host_module.cpp).
+void launch(const char* name, std::function<void()> work);
+
+/// Stands for a kernel where the runtime is asked about one.
 template <class Body>
-void elements(const char*, int64_t n, const Body& body) {
-  for (int64_t i = 0; i < n; ++i) body(i);
+void element_kernel(int64_t, Body) {}
+
+template <class Body>
+void elements(const char* name, int64_t n, const Body& body) {
+  if (n <= 0) return;
+  static_assert(std::is_trivially_copyable_v<Body>);
+  launch(name, [n, body] {
+    for (int64_t i = 0; i < n; ++i) body(i);
+  });
 }
 
 // Memory is filled with a pattern before each block: nothing is inherited from the one before.
 template <class Body>
-void blocks(const char*, int64_t count, const Body& body) {
+void blocks(const char* name, int64_t count, const Body& body) {
   using Shared = typename Body::Shared;
   static_assert(sizeof(Shared) <= 48 * 1024, "a block has 48 KB of shared memory");
   static_assert(std::is_trivially_default_constructible_v<Shared> && std::is_trivially_copyable_v<Body>);
-  const auto shared = std::make_unique<Shared>();
-  for (int64_t i = 0; i < count; ++i) {
-    auto* bytes = reinterpret_cast<unsigned char*>(shared.get());
-    for (size_t b = 0; b < sizeof(Shared); ++b) bytes[b] = 0xA5;
-    HostBlock<Body::kThreads> block{i};
-    body(block, *shared);
-  }
+  if (count <= 0) return;
+  launch(name, [count, body] {
+    const auto shared = std::make_unique<Shared>();
+    for (int64_t i = 0; i < count; ++i) {
+      auto* bytes = reinterpret_cast<unsigned char*>(shared.get());
+      for (size_t b = 0; b < sizeof(Shared); ++b) bytes[b] = 0xA5;
+      HostBlock<Body::kThreads> block{i};
+      body(block, *shared);
+    }
+  });
 }
 
 #endif

@@ -1,4 +1,5 @@
-// The module's side of core/device_module.h: driver checks, streams, memory, copies, graphs. The only file that calls the CUDA runtime for these.
+// The module's side of core/device_module.h: driver checks, streams, memory, copies, graphs. The only file that calls the CUDA runtime for these; in the host build it
+// is tested on tests/device/fake_cuda.
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -9,7 +10,7 @@
 #include "detent/backends/cuda/kernels.h"
 #include "detent/core/device_module.h"
 
-namespace detent::cuda {
+namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
 constexpr int kMaxDevices = 64;
@@ -18,7 +19,7 @@ struct DeviceState {
   cudaStream_t stream = nullptr, upload_stream = nullptr;
   cudaEvent_t before_upload = nullptr, after_upload = nullptr;
   ModuleHost host = {};
-  char name[256] = {};
+  char name[400] = {};
 };
 
 DeviceState g_devices[kMaxDevices];
@@ -94,8 +95,8 @@ const char* open(int device, const ModuleHost& host) {
   e = cudaFuncGetAttributes(&attributes, element_kernel<Nothing>);
   if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorInvalidDeviceFunction || e == cudaErrorUnsupportedPtxVersion) {
     cudaGetLastError();
-    std::snprintf(t_text, sizeof t_text, "%s has compute capability %d.%d, for which this build has no code (%s); configure with -Ddevice_architectures", p.name, p.major,
-                  p.minor, cudaGetErrorName(e));
+    std::snprintf(t_text, sizeof t_text, "%s has compute capability %d.%d, for which this build has no code (%s); configure with -Ddevice_architectures", p.name, p.major, p.minor,
+                  cudaGetErrorName(e));
     return t_text;
   }
   if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d.upload_stream, cudaStreamNonBlocking);
@@ -290,17 +291,20 @@ void upload_bytes(void* device, const void* host, size_t bytes) {
 
 void download_bytes(void* host, const void* device, size_t bytes) {
   // An error is kept for the backend's next call, as that of a kernel.
-  if (cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, g_devices[t_device].stream) != cudaSuccess ||
-      cudaStreamSynchronize(g_devices[t_device].stream) != cudaSuccess) {
+  if (cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, g_devices[t_device].stream) != cudaSuccess || cudaStreamSynchronize(g_devices[t_device].stream) != cudaSuccess) {
     std::memset(host, 0, bytes);
     check_launch("download");
   }
 }
 
-}  // namespace detent::cuda
+}  // namespace detent::DETENT_CUDA_NAMESPACE
 
-extern "C" __attribute__((visibility("default"))) const detent::DeviceModule* detent_cuda_module() {
-  namespace c = detent::cuda;
+#if !defined(DETENT_MODULE_ENTRY)  // tests put their own before it
+#define DETENT_MODULE_ENTRY detent_cuda_module
+#endif
+
+extern "C" __attribute__((visibility("default"))) const detent::DeviceModule* DETENT_MODULE_ENTRY() {
+  namespace c = detent::DETENT_CUDA_NAMESPACE;
   static const detent::DeviceModule module = {
       .version = detent::kDeviceModuleVersion,
       .kernels_bytes = sizeof(detent::Kernels),

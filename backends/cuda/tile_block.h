@@ -151,16 +151,19 @@ class HostTileBlock {
 };
 
 template <class Body>
-void tile_blocks(const char*, int64_t count, const Body& body) {
+void tile_blocks(const char* name, int64_t count, const Body& body) {
   using Shared = typename Body::Shared;
   static_assert(sizeof(Shared) <= 163 * 1024, "the smallest limit of the devices there is code for (sm_80)");
   static_assert(std::is_trivially_default_constructible_v<Shared> && std::is_trivially_copyable_v<Body>);
-  const auto shared = std::make_unique<Shared>();
-  for (int64_t i = 0; i < count; ++i) {
-    std::memset(static_cast<void*>(shared.get()), 0xFF, sizeof(Shared));
-    HostTileBlock block(i);
-    body(block, *shared);
-  }
+  if (count <= 0) return;
+  launch(name, [count, body] {
+    const auto shared = std::make_unique<Shared>();
+    for (int64_t i = 0; i < count; ++i) {
+      std::memset(static_cast<void*>(shared.get()), 0xFF, sizeof(Shared));
+      HostTileBlock block(i);
+      body(block, *shared);
+    }
+  });
 }
 
 #endif

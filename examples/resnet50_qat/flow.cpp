@@ -75,7 +75,10 @@ Flow::Flow(Options options) : o_(std::move(options)) {
     device_ = device_named(o_.device);
     backend(device_).set_precision(precision_named(o_.precision));
   } catch (const Error& e) {
-    fail("--device ", o_.device, ": ", e.what());
+    std::string_view why = e.what();
+    const std::string said = text("device ", o_.device, ": ");
+    if (why.starts_with(said)) why.remove_prefix(said.size());
+    fail("--device ", o_.device, ": ", why);
   }
   Backend& b = backend(device_);
   if (o_.precision == "bf16" && b.precision() != Precision::bf16) fail("--precision bf16: this device (", b.description(), ") has no bf16 products; leave it out");

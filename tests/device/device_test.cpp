@@ -1,5 +1,5 @@
 // What happens above the kernels when tensors live on a device: transfers, errors, training, quantization, recording, loading. Runs on a GPU when there is one,
-// and on host_module.cpp, which faults when the host touches device memory and reports kernels that are given host memory.
+// and on host_module.cpp, where a host access to device memory faults and a kernel that is given host memory breaks the device.
 #include <cstdlib>
 
 #include "detent/core/recorded_step.h"

@@ -1,4 +1,6 @@
 // Bad input of every kind: exit code 2, one line that says what and where, nothing left in the output folder.
+#include <cstdlib>
+
 #include "detent/io/data/crc32c.h"
 #include "detent/io/data/example.h"
 #include "detent/io/data/jpeg.h"
@@ -116,6 +118,22 @@ TEST_CASE("bad_options") {
                {"absent checkpoint", {"--resume", w / "absent.ckpt"}, {"absent.ckpt"}},
                {"a checkpoint that is none", {"--resume", w / "weights.safetensors"}, {"weights.safetensors"}},
            });
+}
+
+TEST_CASE("devices_that_cannot_be_used") {
+  const Workshop w;
+  ::setenv("DETENT_CUDA_MODULE", DETENT_HOST_MODULE, 1);
+  const auto with = [&](const char* variable, const char* value, const Bad& bad) {
+    ::setenv(variable, value, 1);
+    check(w, {bad});
+    ::unsetenv(variable);
+  };
+  with("DETENT_FAKE_CUDA_DRIVER", "0", {"no driver", {"--device", "cuda"}, {"--device cuda", "no NVIDIA driver", "or use the cpu"}});
+  with("DETENT_FAKE_CUDA_DRIVER", "12040", {"a driver that is too old", {"--device", "cuda:1"}, {"--device cuda:1", "supports CUDA 12.4", "needs 13.0"}});
+  with("DETENT_FAKE_CUDA_DEVICES", "0", {"no GPU", {"--device", "cuda"}, {"--device cuda"}});
+  with("DETENT_FAKE_CUDA_DEVICES", "2", {"a GPU that is not there", {"--device", "cuda:2"}, {"--device cuda:2"}});
+  with("DETENT_FAKE_CUDA_NO_CODE", "1", {"a GPU there is no code for", {"--device", "cuda"}, {"no code", "-Ddevice_architectures"}});
+  ::unsetenv("DETENT_CUDA_MODULE");
 }
 
 TEST_CASE("bad_weights") {
