@@ -471,6 +471,7 @@ int Flow::run_stages() {
     if (!train()) return kExitStopped;
     fold_to_scale();
     validate("qat");
+    warn_when_training_lost();
   } else {
     fold_to_scale();
   }

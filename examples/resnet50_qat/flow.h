@@ -46,6 +46,7 @@ class Flow {
   void quantize();
   void calibrate();
   void load_ranges();
+  void warn_when_training_lost() const;
   std::vector<detent::Tensor> calibration_images(int64_t images);
   int64_t layers() const;
   void learn_rounding();

@@ -1,5 +1,6 @@
 // What a Flow measures and writes beside training: accuracies, integers, bias correction, sensitivities, layer dumps.
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -27,6 +28,15 @@ nn::Accuracy Flow::validate(const std::string& stage) {
   report_.images["valid"] = a.images;
   report_.images_per_second[stage == "int8" ? "eval_int8" : sim_ ? "eval_quantized" : "eval_float"] = rate(a.images, progress.seconds());
   return a;
+}
+
+// The loss alone hides a network that has died: it stays where it is, at the logarithm of the number of classes.
+void Flow::warn_when_training_lost() const {
+  const nn::Accuracy &before = report_.accuracy.at("ptq"), &after = report_.accuracy.at("qat");
+  const double p = before.top1(), noise = std::sqrt(2.0 * p * (1.0 - p) / static_cast<double>(std::max<int64_t>(1, before.images)));
+  if (before.images != after.images || after.top1() >= p - 3.0 * noise) return;
+  say(false, text("warning: training ended at ", 100.0 * after.top1(), " %, the calibrated network was at ", 100.0 * p, " %: --lr ", o_.lr, " is too high, divide it by 10",
+                  o_.keep_batch_norm ? "" : "; where that is too slow (below 8 bits), --batch-norm keep stands higher rates"));
 }
 
 std::vector<Tensor> Flow::calibration_images(int64_t images) {

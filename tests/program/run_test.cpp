@@ -3,6 +3,9 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "detent/io/data/example.h"
+#include "detent/io/data/jpeg.h"
+#include "detent/io/data/tfrecord.h"
 #include "detent/io/encodings.h"
 #include "detent/io/safetensors.h"
 #include "detent/tests/program/support.h"
@@ -363,6 +366,28 @@ TEST_CASE("a_killed_run_resumes_to_the_same_bits") {
   CHECK_CONTAINS(o.err, "m.step-28.ckpt: ");
   CHECK_CONTAINS(o.err, "warning: going on from the one before, ");
   same_results(w, "whole", "killed");
+}
+
+TEST_CASE("training_that_lost_the_network_is_warned_of") {
+  const Workshop w;
+  // The network says 3 to everything, and all validation images are a 3 (stored from 1 on): until it is trained on labels of all kinds, in large steps.
+  nn::Graph g = nn::models::resnet20_cifar10();
+  nn::initialize(g, {.seed = 1});
+  auto& linear = dynamic_cast<nn::Dense&>(*g.find("linear")->module);
+  linear.weight.value.zero();
+  linear.bias.value.data<float>()[3] = 5.0f;
+  io::save_weights(g, w / "threes.safetensors");
+  std::string valid;
+  for (int64_t i = 0; i < 24; ++i) io::append_tfrecord(valid, io::serialize_example(io::encode_jpeg(io::synthetic_image(3, 1, i, 32, 0.0f), 90), 3 + 1, 32, 32));
+  spill((w / "data") + "/valid-00000-of-00001", valid);
+  const Outcome lost = w.run(w.good("lost") + Arguments{"--weights", w / "threes.safetensors", "--lr", "2", "--epochs", "2", "--average-weights", "0"});
+  INFO(lost.err);
+  REQUIRE(lost.code == 0);
+  CHECK_CONTAINS(lost.err, "warning: training ended at ");
+  CHECK_CONTAINS(lost.err, "the calibrated network was at 100 %: --lr 2 is too high");
+  const Outcome fine = w.run(w.good("fine") + Arguments{"--weights", w / "threes.safetensors", "--lr", "1e-6"});
+  REQUIRE(fine.code == 0);
+  CHECK(fine.err == "");
 }
 
 TEST_CASE("a_run_that_diverges_names_the_layer_and_the_last_good_checkpoint") {
