@@ -78,39 +78,37 @@ const DeviceModule* find_module(std::string* why) {
 }
 #endif
 
-// The backend of a GPU, or null and the reason.
+// The backend of a GPU, or null and the reason, which names the device.
 Backend* cuda_backend(int index, std::string* why) {
+  const Device device{DeviceType::cuda, index};
+  const auto refuse = [&](const auto&... reason) {
+    *why = text("device ", to_string(device), ": ", reason...);
+    return nullptr;
+  };
   CudaModule& m = cuda();
   const std::lock_guard lock(m.mutex);
   if (index >= 0 && index < std::ssize(m.devices) && m.devices[static_cast<size_t>(index)]) return m.devices[static_cast<size_t>(index)].get();
   if (!m.module) {
-    const DeviceModule* found = find_module(why);
-    if (!found) return nullptr;
+    std::string reason;
+    const DeviceModule* found = find_module(&reason);
+    if (!found) return refuse(reason);
     if (found->version != kDeviceModuleVersion || found->kernels_bytes != sizeof(Kernels)) {
-      *why = text("the CUDA module has interface ", found->version, "/", found->kernels_bytes, ", the library ", kDeviceModuleVersion, "/", sizeof(Kernels),
-                  "; install both from one build");
-      return nullptr;
+      return refuse("the CUDA module has interface ", found->version, "/", found->kernels_bytes, ", the library ", kDeviceModuleVersion, "/", sizeof(Kernels),
+                    "; install both from one build");
     }
     m.module = found;
   }
   int devices = 0;
-  if (const char* message = m.module->count(&devices)) {
-    *why = message;
-    return nullptr;
-  }
-  if (index < 0 || index >= devices) {
-    *why = devices == 0 ? "no CUDA device was found; use the cpu" : text("device index ", index, " is out of range: there ", devices == 1 ? "is 1 device" : text("are ", devices, " devices"));
-    return nullptr;
-  }
+  if (const char* message = m.module->count(&devices)) return refuse(message);
+  if (devices == 0) return refuse("no CUDA device was found; use the cpu");
+  if (index < 0 || index >= devices) return refuse("device index ", index, " is out of range: there ", devices == 1 ? "is 1 device" : text("are ", devices, " devices"));
   if (m.devices.size() < static_cast<size_t>(devices)) m.devices.resize(static_cast<size_t>(devices));
   std::unique_ptr<DeviceBackend>& slot = m.devices[static_cast<size_t>(index)];
   if (!slot) {
     try {
-      slot = std::make_unique<DeviceBackend>(*m.module, Device{DeviceType::cuda, index});
+      slot = std::make_unique<DeviceBackend>(*m.module, device);
     } catch (const Error& e) {
       *why = e.what();
-      const std::string named = text("device cuda:", index, ": ");  // which the caller says
-      if (why->starts_with(named)) why->erase(0, named.size());
       return nullptr;
     }
   }
@@ -127,9 +125,7 @@ void* Backend::end_recording(bool) { fail(description(), " cannot record work");
 void Backend::replay(void*) { fail(description(), " cannot record work"); }
 void Backend::drop_recording(void*) noexcept {}
 
-std::string to_string(Device device) {
-  return device.type == DeviceType::cpu ? "cpu" : text("cuda:", device.index);
-}
+std::string to_string(Device device) { return device.type == DeviceType::cpu ? "cpu" : text("cuda:", device.index); }
 
 Precision precision_named(std::string_view name) {
   if (name == "f32") return Precision::f32;
@@ -145,7 +141,8 @@ Device device_named(std::string_view name) {
   if (name != "cuda") {
     const std::string_view digits = name.starts_with("cuda:") ? name.substr(5) : std::string_view();
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), d.index);
-    DETENT_CHECK(!digits.empty() && error == std::errc() && end == digits.data() + digits.size() && d.index >= 0, "device \"", name, "\" is unknown; give auto, cpu, cuda or cuda:N");
+    DETENT_CHECK(!digits.empty() && error == std::errc() && end == digits.data() + digits.size() && d.index >= 0, "device \"", name,
+                 "\" is unknown; give auto, cpu, cuda or cuda:N");
   }
   backend(d);
   return d;
@@ -155,16 +152,14 @@ Backend& backend(Device device) {
   if (device.type == DeviceType::cpu) return cpu_backend();
   std::string why;
   Backend* b = cuda_backend(device.index, &why);
-  DETENT_CHECK(b, "device ", to_string(device), ": ", why);
+  DETENT_CHECK(b, why);
   return *b;
 }
 
 bool device_available(Device device, std::string* why) {
   if (device.type == DeviceType::cpu) return true;
   std::string reason;
-  const bool available = cuda_backend(device.index, &reason) != nullptr;
-  if (!available && why) *why = text("device ", to_string(device), ": ", reason);
-  return available;
+  return cuda_backend(device.index, why ? why : &reason) != nullptr;
 }
 
 }  // namespace detent

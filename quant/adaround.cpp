@@ -32,9 +32,9 @@ double adaround_beta(int64_t iteration, int64_t iterations, const AdaroundSpec& 
   return spec.beta_end + 0.5 * (spec.beta_start - spec.beta_end) * (1.0 + std::cos(t * 3.14159265358979323846));
 }
 
-double adaround_round_slope(double alpha, double beta, const AdaroundSpec& spec) {
-  const double u = 2.0 * adaround_h(alpha, spec) - 1.0, m = std::fabs(u);
-  return m > 0.0 ? -spec.regularisation * beta * std::pow(m, beta - 1.0) * (u < 0.0 ? -2.0 : 2.0) * adaround_dh(alpha, spec) : 0.0;
+double adaround_round_slope(double h, double dh, double beta, const AdaroundSpec& spec) {
+  const double u = 2.0 * h - 1.0, m = std::fabs(u);
+  return m > 0.0 ? -spec.regularisation * beta * std::pow(m, beta - 1.0) * (u < 0.0 ? -2.0 : 2.0) * dh : 0.0;
 }
 
 double adaround_round_loss(const Tensor& alpha, double beta, const AdaroundSpec& spec, Tensor* gradient) {
@@ -43,8 +43,9 @@ double adaround_round_loss(const Tensor& alpha, double beta, const AdaroundSpec&
   auto* da = gradient ? host_floats("AdaRound", *gradient) : nullptr;
   double loss = 0.0;
   for (int64_t i = 0; i < alpha.elements(); ++i) {
-    loss += 1.0 - std::pow(std::fabs(2.0 * adaround_h(a[i], spec) - 1.0), beta);
-    if (gradient) da[i] += static_cast<float>(adaround_round_slope(a[i], beta, spec));
+    const double h = adaround_h(a[i], spec);
+    loss += 1.0 - std::pow(std::fabs(2.0 * h - 1.0), beta);
+    if (gradient) da[i] += static_cast<float>(adaround_round_slope(h, adaround_dh(a[i], spec), beta, spec));
   }
   return spec.regularisation * loss;
 }

@@ -21,8 +21,8 @@ double adaround_alpha(double fraction, const AdaroundSpec& spec = {});
 bool adaround_warm(int64_t iteration, int64_t iterations, const AdaroundSpec& spec = {});
 /// Cosine from beta_start to beta_end behind the warm start.
 double adaround_beta(int64_t iteration, int64_t iterations, const AdaroundSpec& spec = {});
-/// d/d alpha of regularisation * (1 - |2h - 1|^beta).
-double adaround_round_slope(double alpha, double beta, const AdaroundSpec& spec = {});
+/// d/d alpha of regularisation * (1 - |2h - 1|^beta), where h and its derivative are these.
+double adaround_round_slope(double h, double dh, double beta, const AdaroundSpec& spec = {});
 /// regularisation * sum(1 - |2h - 1|^beta); with a gradient, d loss / d alpha is added to it.
 double adaround_round_loss(const Tensor& alpha, double beta, const AdaroundSpec& spec = {}, Tensor* gradient = nullptr);
 /// Mean over batch and space of the squared error summed over channels (last axis).

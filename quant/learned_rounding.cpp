@@ -7,6 +7,7 @@
 #include "detent/core/parallel.h"
 #include "detent/nn/layers.h"
 #include "detent/nn/train.h"
+#include "detent/quant/accumulator.h"
 
 namespace detent::quant {
 namespace {
@@ -26,19 +27,14 @@ struct Layer {
   uint64_t index = 0;
 };
 
-Quantizer* acting(const nn::Parameter& weight) {
-  auto* q = dynamic_cast<Quantizer*>(weight.transform.get());
-  const bool acts = q && !q->is_float() && q->calibrated() && (q->state() == QuantizerState::frozen || q->state() == QuantizerState::learning);
-  return acts ? q : nullptr;
-}
-
 std::vector<Layer> layers_of(Graph& g) {
   std::vector<Layer> layers;
-  for (Graph::Node& n : g.nodes()) {
+  for (const IntegerLayer& found : integer_layers(g)) {
+    const Graph::Node& n = g.nodes()[static_cast<size_t>(found.node)];
     Layer l;
-    l.module = dynamic_cast<nn::WeightedLayer*>(n.module.get());
-    if (!l.module || !(l.quantizer = acting(l.module->weight))) continue;
+    l.module = &static_cast<nn::WeightedLayer&>(*n.module);
     l.conv = dynamic_cast<nn::Conv2d*>(l.module);
+    l.quantizer = found.weight_quantizer;
     l.input = n.inputs[0];
     l.output = n.output;
     l.name = n.name;
@@ -87,28 +83,27 @@ Tensor value_of(Graph& g, const Tensor& images, Value wanted) {
   return found.to(Device{});
 }
 
-// Weights as they were before they were rounded; swapped in and out.
-class Originals {
+// Weights as they were before they were rounded.
+using Originals = std::vector<std::pair<nn::Parameter*, Tensor>>;
+
+// The network with its original weights, within a scope.
+class OriginalScope {
  public:
-  void keep(nn::Parameter& p) { values_.emplace_back(&p, p.value); }
-  void swap() {
-    for (auto& [p, value] : values_) std::swap(p->value, value);
-  }
+  explicit OriginalScope(Originals& originals) : originals_(originals) { swap(); }
+  ~OriginalScope() { swap(); }
+  OriginalScope(const OriginalScope&) = delete;
+  OriginalScope& operator=(const OriginalScope&) = delete;
 
  private:
-  std::vector<std::pair<nn::Parameter*, Tensor>> values_;
+  void swap() {
+    for (auto& [p, value] : originals_) std::swap(p->value, value);
+  }
+  Originals& originals_;
 };
 
 Tensor float_value_of(Graph& g, const Tensor& images, Value wanted, Originals& originals) {
-  originals.swap();
-  try {
-    Tensor found = value_of(g, images, wanted);
-    originals.swap();
-    return found;
-  } catch (...) {
-    originals.swap();
-    throw;
-  }
+  const OriginalScope scope(originals);
+  return value_of(g, images, wanted);
 }
 
 // Activations stay in float: fitted to inputs with their noise, a layer would learn to give less than it should.
@@ -194,8 +189,9 @@ class SoftWeights {
       const auto a = static_cast<double>(alphas[i]);
       double d = 0.0;
       if (movable(i, g)) {
-        d = static_cast<double>(slopes[i]) * static_cast<double>(g.scale) * adaround_dh(a, spec_);
-        if (beta) d += adaround_round_slope(a, *beta, spec_);
+        const double dh = adaround_dh(a, spec_);
+        d = static_cast<double>(slopes[i]) * static_cast<double>(g.scale) * dh;
+        if (beta) d += adaround_round_slope(adaround_h(a, spec_), dh, *beta, spec_);
       }
       to[i] = static_cast<float>(d);
     });
@@ -302,7 +298,7 @@ RoundedLayer round_layer(QuantSim& sim, const Layer& l, const std::vector<Tensor
   }
   for (int64_t i = 0; i < kept.elements(); ++i) done.moved += kept.data<float>()[i] != nearest.data<float>()[i];
   const QuantizerState state = l.quantizer->state();
-  originals.keep(weight);
+  originals.emplace_back(&weight, weight.value);
   weight.value = kept.to(weight.value.device());
   l.quantizer->set_grids(grids);  // also of a scheme that encodes weights anew when they have changed
   if (state == QuantizerState::learning) l.quantizer->learn();

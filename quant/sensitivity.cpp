@@ -8,6 +8,17 @@
 namespace detent::quant {
 namespace {
 
+class OnScope {
+ public:
+  explicit OnScope(Quantizer& q) : q_(q) { q_.enable(); }
+  ~OnScope() { q_.disable(); }
+  OnScope(const OnScope&) = delete;
+  OnScope& operator=(const OnScope&) = delete;
+
+ private:
+  Quantizer& q_;
+};
+
 std::vector<float> scores(nn::Graph& g, const std::vector<Tensor>& batches) {
   std::vector<float> all;
   for (const Tensor& b : batches) {
@@ -18,15 +29,8 @@ std::vector<float> scores(nn::Graph& g, const std::vector<Tensor>& batches) {
 }
 
 std::vector<float> scores_with(Quantizer& q, nn::Graph& g, const std::vector<Tensor>& batches) {
-  q.enable();
-  try {
-    std::vector<float> s = scores(g, batches);
-    q.disable();
-    return s;
-  } catch (...) {
-    q.disable();
-    throw;
-  }
+  const OnScope on(q);
+  return scores(g, batches);
 }
 
 double noise(const std::vector<float>& x, const std::vector<float>& reference) {
