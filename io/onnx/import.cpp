@@ -61,7 +61,9 @@ void check_names(const GraphProto& g) {
   }
 }
 
-std::string described(const NodeProto& n) { return text("\"", (n.name().empty() && n.output_size() ? n.output(0) : n.name()).substr(0, 128), "\" (", n.op_type().substr(0, 64), ")"); }
+std::string described(const NodeProto& n) {
+  return text("\"", (n.name().empty() && n.output_size() ? n.output(0) : n.name()).substr(0, 128), "\" (", n.op_type().substr(0, 64), ")");
+}
 
 }  // namespace
 
@@ -102,7 +104,8 @@ Importer::Importer(ModelProto& model, Source source, const OnnxImportOptions& op
 void Importer::check_header() const {
   DETENT_CHECK(model_.has_graph() && model_.graph().node_size() > 0, "it holds no network");
   DETENT_CHECK(model_.graph().node_size() <= kMaxNodes, model_.graph().node_size(), " nodes; at most ", kMaxNodes, " are read");
-  DETENT_CHECK(opset_ >= kOldestOpset && opset_ <= kNewestOpset, "opset ", opset_, "; opsets ", kOldestOpset, " to ", kNewestOpset, " are read: convert it with onnx.version_converter");
+  DETENT_CHECK(opset_ >= kOldestOpset && opset_ <= kNewestOpset, "opset ", opset_, "; opsets ", kOldestOpset, " to ", kNewestOpset,
+               " are read: convert it with onnx.version_converter");
 }
 
 void Importer::read_initializers() {
@@ -134,7 +137,8 @@ bool Importer::channels_last(const ValueInfoProto& info) const {
 std::vector<int64_t> Importer::input_dims(const ValueInfoProto& info) const {
   const auto& type = info.type().tensor_type();
   DETENT_CHECK(type.elem_type() == kFloat, "input \"", info.name(), "\" has element type ", type.elem_type(), "; float is needed");
-  DETENT_CHECK(type.has_shape() && type.shape().dim_size() >= 2 && type.shape().dim_size() <= Shape::kMaxRank, "input \"", info.name(), "\" has no shape, or not 2 to ", Shape::kMaxRank, " dimensions");
+  DETENT_CHECK(type.has_shape() && type.shape().dim_size() >= 2 && type.shape().dim_size() <= Shape::kMaxRank, "input \"", info.name(), "\" has no shape, or not 2 to ",
+               Shape::kMaxRank, " dimensions");
   const int rank = type.shape().dim_size();
   const bool last = rank == 4 && channels_last(info);
   std::vector<int64_t> d;
@@ -280,13 +284,13 @@ Value Importer::add_module(const std::string& name, const std::string& value_nam
 }
 
 void Importer::import_node(const NodeProto& n) {
-  for (const std::string& in : n.input()) {
-    if (!missing_.count(in)) continue;
-    for (const std::string& out : n.output()) missing_.insert(out);  // the cause is listed already
-    return;
-  }
   try {
     if (!n.domain().empty() && n.domain() != "ai.onnx") unsupported("its domain ", n.domain().substr(0, 64), " is not ONNX's own");
+    if (!folds(n.op_type()) && !layer_imports().count(n.op_type())) unsupported("the operator is not supported");
+    if (std::any_of(n.input().begin(), n.input().end(), [&](const std::string& in) { return missing_.count(in) > 0; })) {
+      for (const std::string& out : n.output()) missing_.insert(out);  // the cause is listed already
+      return;
+    }
     if (n.output_size() == 0 || n.output(0).empty()) unsupported("it has no output");
     if (!fold(n) && !import_layer(n)) unsupported("the operator is not supported");
     release(n);
@@ -365,7 +369,8 @@ std::vector<NamedTensor> onnx_initializers(const std::string& path) {
 
 bool is_onnx(std::string_view b) {
   // ir_version (field 1) comes first in what writers produce, then producer_name (2) or anything else that a model has.
-  return b.size() >= 3 && b[0] == 0x08 && static_cast<uint8_t>(b[1]) >= 3 && static_cast<uint8_t>(b[1]) < 32 && (b[2] == 0x12 || b[2] == 0x1a || b[2] == 0x22 || b[2] == 0x28 || b[2] == 0x32 || b[2] == 0x3a || b[2] == 0x42);
+  return b.size() >= 3 && b[0] == 0x08 && static_cast<uint8_t>(b[1]) >= 3 && static_cast<uint8_t>(b[1]) < 32 &&
+         (b[2] == 0x12 || b[2] == 0x1a || b[2] == 0x22 || b[2] == 0x28 || b[2] == 0x32 || b[2] == 0x3a || b[2] == 0x42);
 }
 
 }  // namespace detent::io

@@ -320,9 +320,14 @@ Constant Importer::evaluate(const NodeProto& n) {
 }
 
 // True when the node is no layer: its output is known now.
+bool Importer::folds(const std::string& op) {
+  static const std::set<std::string> kFoldable = {"Identity", "Gather", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Cast", "ConstantOfShape",
+                                                  "Expand",   "Where",  "Concat",  "Floor",     "Ceil",    "Sqrt",      "Neg",   "Add",  "Sub",
+                                                  "Mul",      "Div",    "Equal",   "Constant",  "Shape"};
+  return kFoldable.count(op) > 0;
+}
+
 bool Importer::fold(const NodeProto& n) {
-  static const std::set<std::string> kFoldable = {"Identity", "Gather", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Cast", "ConstantOfShape", "Expand", "Where", "Concat",
-                                                  "Floor", "Ceil", "Sqrt", "Neg", "Add", "Sub", "Mul", "Div", "Equal"};
   const std::string& op = n.op_type();
   if (op == "Constant") {
     put(n.output(0), of_attribute(n, source_));
@@ -336,7 +341,7 @@ bool Importer::fold(const NodeProto& n) {
     put(n.output(0), integers(begin < end ? std::vector<int64_t>(d.begin() + begin, d.begin() + end) : std::vector<int64_t>{}));
     return true;
   }
-  if (!kFoldable.count(op) || n.input_size() == 0) return false;
+  if (!folds(op) || op == "Shape" || n.input_size() == 0) return false;
   for (const std::string& in : n.input()) {
     if (!in.empty() && !is_constant(in)) return false;
   }

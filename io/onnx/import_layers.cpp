@@ -82,7 +82,8 @@ void Importer::import_conv(const NodeProto& n) {
   const Feature x = canonical(feature(n, 0));
   const Constant& w = constant(n, 1, "weight");
   const Constant* b = optional_constant(n, 2, "bias");
-  if (x.axes.size() != 4 || w.dims.size() != 4 || !w.is_float) unsupported("a weight of rank ", w.dims.size(), " on an input of rank ", x.axes.size(), "; only two-dimensional convolutions are supported");
+  if (x.axes.size() != 4 || w.dims.size() != 4 || !w.is_float)
+    unsupported("a weight of rank ", w.dims.size(), " on an input of rank ", x.axes.size(), "; only two-dimensional convolutions are supported");
   nn::Conv2d::Options o;
   o.spec.groups = attribute(n, "group", int64_t{1});
   if (o.spec.groups < 1 || o.spec.groups > (1 << 20) || w.size() == 0) unsupported("group ", o.spec.groups, " with ", w.size(), " weights");
@@ -171,7 +172,8 @@ void Importer::add_dense(const NodeProto& n, Feature x, const Constant& w, bool 
 
 void Importer::import_gemm(const NodeProto& n) {
   if (attribute(n, "transA", int64_t{0}) != 0) unsupported("transA = 1");
-  add_dense(n, feature(n, 0), constant(n, 1, "weight"), attribute(n, "transB", int64_t{0}) != 0, attribute(n, "alpha", 1.0f), optional_constant(n, 2, "bias"), attribute(n, "beta", 1.0f));
+  add_dense(n, feature(n, 0), constant(n, 1, "weight"), attribute(n, "transB", int64_t{0}) != 0, attribute(n, "alpha", 1.0f), optional_constant(n, 2, "bias"),
+            attribute(n, "beta", 1.0f));
 }
 
 void Importer::import_matmul(const NodeProto& n) { add_dense(n, feature(n, 0), constant(n, 1, "second operand"), false, 1.0f, nullptr, 1.0f); }
@@ -188,7 +190,8 @@ void Importer::import_prelu(const NodeProto& n) {
   const Feature x = canonical(feature(n, 0));
   const Constant& slope = constant(n, 1, "slope");
   const auto count = static_cast<int64_t>(slope.size());
-  if (!slope.is_float || (count != 1 && (count != shape(x)[-1] || *std::max_element(slope.dims.begin(), slope.dims.end()) != count))) unsupported("a slope for something else than channels");
+  if (!slope.is_float || (count != 1 && (count != shape(x)[-1] || *std::max_element(slope.dims.begin(), slope.dims.end()) != count)))
+    unsupported("a slope for something else than channels");
   auto prelu = std::make_unique<nn::PRelu>(count);
   prelu->weight.value = Tensor::from<float>({count}, slope.floats);
   prelu->weight.kind = "weight";
@@ -277,7 +280,8 @@ void Importer::import_reduce_mean(const NodeProto& n) {
 void Importer::import_resize(const NodeProto& n) {
   const Feature x = canonical(feature(n, 0));
   if (x.axes.size() != 4) unsupported("an input of rank ", x.axes.size());
-  const std::string mode = attribute(n, "mode", "nearest"), coordinates = attribute(n, "coordinate_transformation_mode", "half_pixel"), nearest = attribute(n, "nearest_mode", "round_prefer_floor");
+  const std::string mode = attribute(n, "mode", "nearest"), coordinates = attribute(n, "coordinate_transformation_mode", "half_pixel"),
+                    nearest = attribute(n, "nearest_mode", "round_prefer_floor");
   ResizeSpec s;
   if (mode != "nearest" && mode != "linear") unsupported("mode ", mode.substr(0, 32));
   s.mode = mode == "nearest" ? ResizeMode::nearest : ResizeMode::bilinear;
@@ -321,56 +325,71 @@ void Importer::import_softmax(const NodeProto& n) {
   add_like<nn::Softmax>(n, x);
 }
 
-bool Importer::import_layer(const NodeProto& n) {
-  const std::string& op = n.op_type();
-  const auto act = [&](const Pointwise& f) { add_like<nn::Activation>(n, feature(n, 0), f); };
-  using Member = void (Importer::*)(const NodeProto&);
-  static const std::map<std::string, Member> members = {
-      {"Conv", &Importer::import_conv},           {"BatchNormalization", &Importer::import_batch_norm},
-      {"Gemm", &Importer::import_gemm},           {"MatMul", &Importer::import_matmul},
-      {"Clip", &Importer::import_clip},           {"PRelu", &Importer::import_prelu},
-      {"MaxPool", &Importer::import_pool},        {"AveragePool", &Importer::import_pool},
-      {"GlobalMaxPool", &Importer::import_pool},  {"GlobalAveragePool", &Importer::import_pool},
-      {"ReduceMean", &Importer::import_reduce_mean}, {"Resize", &Importer::import_resize},
-      {"Softmax", &Importer::import_softmax},     {"Reshape", &Importer::import_reshape},
-      {"Flatten", &Importer::import_flatten},     {"Squeeze", &Importer::import_squeeze},
-      {"Unsqueeze", &Importer::import_squeeze},   {"Transpose", &Importer::import_transpose},
-      {"Slice", &Importer::import_slice},         {"Split", &Importer::import_split},
-      {"Pad", &Importer::import_pad},             {"Concat", &Importer::import_concat},
-      {"QuantizeLinear", &Importer::import_quantize}, {"DequantizeLinear", &Importer::import_dequantize},
+const std::map<std::string, Importer::Import>& Importer::layer_imports() {
+  const auto act = [](auto&& op) { return [op](Importer& i, const NodeProto& n) { i.add_like<nn::Activation>(n, i.feature(n, 0), op(i, n)); }; };
+  const auto fixed = [&](const Pointwise& f) { return act([f](Importer&, const NodeProto&) { return f; }); };
+  const auto binary = [](BinaryOp op) { return [op](Importer& i, const NodeProto& n) { i.import_binary(n, op); }; };
+  static const std::map<std::string, Import> imports = {
+      {"Conv", &Importer::import_conv},
+      {"BatchNormalization", &Importer::import_batch_norm},
+      {"Gemm", &Importer::import_gemm},
+      {"MatMul", &Importer::import_matmul},
+      {"Clip", &Importer::import_clip},
+      {"PRelu", &Importer::import_prelu},
+      {"MaxPool", &Importer::import_pool},
+      {"AveragePool", &Importer::import_pool},
+      {"GlobalMaxPool", &Importer::import_pool},
+      {"GlobalAveragePool", &Importer::import_pool},
+      {"ReduceMean", &Importer::import_reduce_mean},
+      {"Resize", &Importer::import_resize},
+      {"Softmax", &Importer::import_softmax},
+      {"Reshape", &Importer::import_reshape},
+      {"Flatten", &Importer::import_flatten},
+      {"Squeeze", &Importer::import_squeeze},
+      {"Unsqueeze", &Importer::import_squeeze},
+      {"Transpose", &Importer::import_transpose},
+      {"Slice", &Importer::import_slice},
+      {"Split", &Importer::import_split},
+      {"Pad", &Importer::import_pad},
+      {"Concat", &Importer::import_concat},
+      {"QuantizeLinear", &Importer::import_quantize},
+      {"DequantizeLinear", &Importer::import_dequantize},
+      {"Identity", &Importer::import_identity},
+      {"Dropout", &Importer::import_identity},
+      {"Cast", &Importer::import_cast},
+      {"Relu", fixed(nn::relu_op())},
+      {"Sigmoid", fixed({PointwiseKind::sigmoid})},
+      {"Tanh", fixed({PointwiseKind::tanh})},
+      {"Softplus", fixed({PointwiseKind::softplus})},
+      {"HardSwish", fixed({PointwiseKind::hard_swish})},
+      {"LeakyRelu", act([](Importer&, const NodeProto& n) {
+         return Pointwise{PointwiseKind::leaky_relu, attribute(n, "alpha", 0.01f), 0.0f};
+       })},
+      {"HardSigmoid", act([](Importer&, const NodeProto& n) {
+         return Pointwise{PointwiseKind::hard_sigmoid, attribute(n, "alpha", 0.2f), attribute(n, "beta", 0.5f)};
+       })},
+      {"Add", binary(BinaryOp::add)},
+      {"Sub", binary(BinaryOp::sub)},
+      {"Mul", binary(BinaryOp::mul)},
+      {"Div", binary(BinaryOp::div)},
   };
-  if (const auto it = members.find(op); it != members.end()) {
-    (this->*it->second)(n);
-  } else if (op == "Relu") {
-    act(nn::relu_op());
-  } else if (op == "LeakyRelu") {
-    act({PointwiseKind::leaky_relu, attribute(n, "alpha", 0.01f), 0.0f});
-  } else if (op == "Sigmoid") {
-    act({PointwiseKind::sigmoid});
-  } else if (op == "Tanh") {
-    act({PointwiseKind::tanh});
-  } else if (op == "Softplus") {
-    act({PointwiseKind::softplus});
-  } else if (op == "HardSigmoid") {
-    act({PointwiseKind::hard_sigmoid, attribute(n, "alpha", 0.2f), attribute(n, "beta", 0.5f)});
-  } else if (op == "HardSwish") {
-    act({PointwiseKind::hard_swish});
-  } else if (op == "Add") {
-    import_binary(n, BinaryOp::add);
-  } else if (op == "Sub") {
-    import_binary(n, BinaryOp::sub);
-  } else if (op == "Mul") {
-    import_binary(n, BinaryOp::mul);
-  } else if (op == "Div") {
-    import_binary(n, BinaryOp::div);
-  } else if (op == "Identity" || op == "Dropout") {
-    if (n.output_size() > 1 && !readers(n.output(1)).empty()) unsupported("its mask is used");
-    put(n.output(0), Feature(feature(n, 0)));
-  } else if (op == "Cast" && attribute(n, "to", int64_t{0}) == 1) {
-    put(n.output(0), Feature(feature(n, 0)));
-  } else {
-    return false;
-  }
+  return imports;
+}
+
+void Importer::import_identity(const NodeProto& n) {
+  if (n.output_size() > 1 && !readers(n.output(1)).empty()) unsupported("its mask is used");
+  put(n.output(0), Feature(feature(n, 0)));
+}
+
+void Importer::import_cast(const NodeProto& n) {
+  if (attribute(n, "to", int64_t{0}) != 1) unsupported("the operator is not supported");
+  put(n.output(0), Feature(feature(n, 0)));
+}
+
+bool Importer::import_layer(const NodeProto& n) {
+  const auto it = layer_imports().find(n.op_type());
+  if (it == layer_imports().end()) return false;
+  it->second(*this, n);
   return true;
 }
 

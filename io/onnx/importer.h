@@ -1,6 +1,7 @@
 // The state of one ONNX import. Internal to io/onnx.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -23,7 +24,7 @@ struct Constant {
   std::vector<int64_t> ints;
   std::vector<Grid> grids;  ///< of dequantized codes: one, or one for each index of `axis`
   int axis = -1;
-  int32_t type = 0;         ///< the element type in the file
+  int32_t type = 0;  ///< the element type in the file
   size_t size() const { return is_float ? floats.size() : ints.size(); }
 };
 
@@ -110,7 +111,11 @@ class Importer {
   void import_concat(const NodeProto& n);
 
   // import_layers.cpp
+  using Import = std::function<void(Importer&, const NodeProto&)>;
+  static const std::map<std::string, Import>& layer_imports();
   bool import_layer(const NodeProto& n);
+  void import_identity(const NodeProto& n);
+  void import_cast(const NodeProto& n);
   void import_conv(const NodeProto& n);
   void import_batch_norm(const NodeProto& n);
   void import_gemm(const NodeProto& n);
@@ -132,6 +137,7 @@ class Importer {
 
   // import_constants.cpp
   bool fold(const NodeProto& n);
+  static bool folds(const std::string& op);
   Constant evaluate(const NodeProto& n);
 
   // import_qdq.cpp
@@ -153,7 +159,7 @@ class Importer {
   };
   std::unordered_map<std::string, Known> constants_;
   std::unordered_map<std::string, Feature> features_;
-  std::unordered_map<std::string, Grid> codes_;  ///< outputs of QuantizeLinear that are no constants
+  std::unordered_map<std::string, Grid> codes_;    ///< outputs of QuantizeLinear that are no constants
   std::unordered_map<std::string, Range> narrow_;  ///< outputs of a Clip that stands for a narrower grid
   std::map<std::string, std::pair<int32_t, int32_t>> narrow_parameters_;
   std::unordered_map<std::string, std::vector<int>> readers_;

@@ -208,7 +208,8 @@ TEST_CASE("onnx import: grids that contradict each other") {
 }
 
 TEST_CASE("onnx import: constants that cannot be computed") {
-  const std::string four = longs("four", {1, 2, 3, 4}), three = longs("three", {1, 2, 3}), real4 = floats("real4", {1.0f, 2.0f, 3.0f, 4.0f}), grid = zeros("grid", {2, 2}), many = longs("many", {1 << 20});
+  const std::string four = longs("four", {1, 2, 3, 4}), three = longs("three", {1, 2, 3}), real4 = floats("real4", {1.0f, 2.0f, 3.0f, 4.0f}), grid = zeros("grid", {2, 2}),
+                    many = longs("many", {1 << 20});
   std::string chain = scalar("e0", 1.0f) + many;
   for (int i = 0; i < 6; ++i) chain += node("Expand", {text("e", i), "many"}, {}, {text("e", i + 1)});
   check_refused(
@@ -270,7 +271,9 @@ TEST_CASE("onnx import: numbers in a tensor's typed fields are those of its byte
     nn::Graph g = std::move(io::parse_onnx(onnx_model(node("Add", {"x", "w"}) + c + onnx_value(11, "x", {1, 3}) + kOutput), "test").graph);
     return outputs_of(g, Tensor::zeros({1, 3}))[0].to_vector<float>();
   };
-  const auto field = [](int type, int number_of_field, const std::string& packed) { return bytes(5, number(1, 3) + number(2, type) + bytes(8, "w") + bytes(number_of_field, packed)); };
+  const auto field = [](int type, int number_of_field, const std::string& packed) {
+    return bytes(5, number(1, 3) + number(2, type) + bytes(8, "w") + bytes(number_of_field, packed));
+  };
   const Floats one_two_three = {1.0f, 2.0f, 3.0f};
   const std::vector<double> doubles = {1.0, 2.0, 3.0};
   constexpr int kFloat16Type = 10, kDoubleType = 11, kBfloat16Type = 16;
@@ -279,7 +282,9 @@ TEST_CASE("onnx import: numbers in a tensor's typed fields are those of its byte
   CHECK(result(field(kFloat16Type, 5, varint(0x3c00) + varint(0x4000) + varint(0x4200))) == one_two_three);
   CHECK(result(field(kBfloat16Type, 5, varint(0x3f80) + varint(0x4000) + varint(0x4040))) == one_two_three);
   // Integers reach a network as sizes.
-  const auto shaped = [](const std::string& shape) { return io::parse_onnx(onnx_model(node("Reshape", {"x", "w"}) + shape + onnx_value(11, "x", {1, 6}) + kOutput), "test").graph; };
+  const auto shaped = [](const std::string& shape) {
+    return io::parse_onnx(onnx_model(node("Reshape", {"x", "w"}) + shape + onnx_value(11, "x", {1, 6}) + kOutput), "test").graph;
+  };
   const nn::Graph g = shaped(field(kInt64Type, 7, varint(1) + varint(2) + varint(3)));
   CHECK(g.value(g.outputs()[0]).shape == Shape{1, 2, 3});
 }
@@ -319,6 +324,15 @@ TEST_CASE("onnx import: networks that are none") {
   CHECK_CONTAINS(import_error(onnx_model(node("Softmax", {"x"}) + both, 12)), "axis 1 of rank 4; only the channels are supported");
   CHECK_CONTAINS(import_error(onnx_model(relu + both, 99)), "opset 99; opsets 11 to 21 are read");
   CHECK_CONTAINS(import_error(onnx_model(relu + both).substr(0, 40)), "it is damaged or not an ONNX model");
+}
+
+TEST_CASE("onnx import: every operator that is not supported is named, also behind another one") {
+  const std::string chain =
+      node("Erf", {"x"}, {}, {"a"}) + node("Relu", {"a"}, {}, {"b"}) + node("LSTM", {"b"}, {}, {"c"}) + node("Identity", {"c"}, {}, {"d"}) + node("Det", {"d"});
+  const std::string e = import_error(onnx_model(chain + kImage + kOutput));
+  CHECK_CONTAINS(e, "3 nodes cannot be imported");
+  for (const char* op : {"(Erf)", "(LSTM)", "(Det)"}) CHECK_CONTAINS(e, std::string(op) + ": the operator is not supported");
+  CHECK(e.find("Relu") == std::string::npos);
 }
 
 TEST_CASE("onnx import: a file of more than 2 GiB is refused before a byte of it is read") {
