@@ -61,8 +61,11 @@ void check_names(const GraphProto& g) {
   }
 }
 
+// A zero byte would end the whole message.
 std::string described(const NodeProto& n) {
-  return text("\"", (n.name().empty() && n.output_size() ? n.output(0) : n.name()).substr(0, 128), "\" (", n.op_type().substr(0, 64), ")");
+  std::string s = text("\"", (n.name().empty() && n.output_size() ? n.output(0) : n.name()).substr(0, 128), "\" (", n.op_type().substr(0, 64), ")");
+  std::replace(s.begin(), s.end(), '\0', '?');
+  return s;
 }
 
 }  // namespace
@@ -286,12 +289,12 @@ Value Importer::add_module(const std::string& name, const std::string& value_nam
 void Importer::import_node(const NodeProto& n) {
   try {
     if (!n.domain().empty() && n.domain() != "ai.onnx") unsupported("its domain ", n.domain().substr(0, 64), " is not ONNX's own");
+    if (n.output_size() == 0 || n.output(0).empty()) unsupported("it has no output");
     if (!folds(n.op_type()) && !layer_imports().count(n.op_type())) unsupported("the operator is not supported");
     if (std::any_of(n.input().begin(), n.input().end(), [&](const std::string& in) { return missing_.count(in) > 0; })) {
       for (const std::string& out : n.output()) missing_.insert(out);  // the cause is listed already
       return;
     }
-    if (n.output_size() == 0 || n.output(0).empty()) unsupported("it has no output");
     if (!fold(n) && !import_layer(n)) unsupported("the operator is not supported");
     release(n);
   } catch (const Error& e) {

@@ -333,6 +333,12 @@ TEST_CASE("onnx import: every operator that is not supported is named, also behi
   CHECK_CONTAINS(e, "3 nodes cannot be imported");
   for (const char* op : {"(Erf)", "(LSTM)", "(Det)"}) CHECK_CONTAINS(e, std::string(op) + ": the operator is not supported");
   CHECK(e.find("Relu") == std::string::npos);
+  // A zero byte in a name does not end the list.
+  std::string named = node("Er#f", {"x"}, {}, {"a"});
+  named[named.find('#')] = '\0';
+  const std::string zero = import_error(onnx_model(named + node("Det", {"x"}) + kImage + kOutput));
+  CHECK_CONTAINS(zero, "(Er?f): the operator is not supported");
+  CHECK_CONTAINS(zero, "(Det): the operator is not supported");
 }
 
 TEST_CASE("onnx import: a file of more than 2 GiB is refused before a byte of it is read") {
