@@ -86,11 +86,11 @@ def run(*command, cwd=ROOT, env=None, timeout=1800):
     return done.returncode, done.stdout
 
 
-def fast_suite(tally, build, label, env=None, multiplier=1):
+def run_suite(tally, build, label, env=None, multiplier=1, suite="fast"):
     log = build / "meson-logs" / "testlog.json"
     log.unlink(missing_ok=True)
     # Meson ends each program at its own limit; the suite as a whole has none.
-    run("meson", "test", "-C", build, "--no-rebuild", "--suite", "fast", "--timeout-multiplier", multiplier, env=env, timeout=None)
+    run("meson", "test", "-C", build, "--no-rebuild", "--suite", suite, "--timeout-multiplier", multiplier, env=env, timeout=None)
     entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for e in entries:
         output = (e.get("stdout") or "") + (e.get("stderr") or "")
@@ -209,7 +209,7 @@ def aarch64(tally):
 
     tally.command("aarch64: build", compile)
     if not tally.failed:
-        fast_suite(tally, build, "aarch64", {"DETENT_EXE_WRAPPER": shutil.which("qemu-aarch64-static")}, multiplier=20)
+        run_suite(tally, build, "aarch64", {"DETENT_EXE_WRAPPER": shutil.which("qemu-aarch64-static")}, multiplier=20)
 
 
 def threaded_cases(program):
@@ -222,7 +222,7 @@ def sanitizers(tally):
     build, result = sanitized_build("build-asan", "address,undefined", [])
     tally.command("asan, ubsan: build", lambda: result)
     if result[0]:
-        fast_suite(tally, build, "asan", SANITIZER_ENV, multiplier=10)
+        run_suite(tally, build, "asan", SANITIZER_ENV, multiplier=10)
 
 
 def thread_sanitizer(tally):
@@ -240,17 +240,20 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--sanitizers", action="store_true", help="the fast suite again under ASan and UBSan, and the library as a subproject")
     parser.add_argument("--thread-sanitizer", action="store_true", help="the threaded cases under TSan")
+    parser.add_argument("--ptx", action="store_true", help="where nvcc is: the CUDA module with its kernels run from their PTX, by a machine that finds races")
     parser.add_argument("--aarch64", action="store_true", help="nothing but the fast suite cross-built for 64-bit ARM, under qemu (scripts/test_aarch64)")
     options = parser.parse_args()
     tally = Tally()
     if options.aarch64:
         aarch64(tally)
         return tally.close()
-    fast_suite(tally, BUILD, "test")
+    run_suite(tally, BUILD, "test")
     if options.sanitizers and platform.machine() == "x86_64":
         smaller_processors(tally)
     tally.command("layers", lambda: (lambda r: (r[0] == 0, r[1]))(run("scripts/check_layers")))
     tally.command("cuda module", cuda_module)
+    if options.ptx and (BUILD / "libdetent_cuda.so").exists():
+        run_suite(tally, BUILD, "ptx", suite="ptx")
     tally.command("install", install)
     if any(INSTALLED.rglob("detent.pc")):
         tally.command("headers", headers)

@@ -67,10 +67,12 @@ constexpr int kMaxDevices = 64;
 cublasLtHandle_t handle() {
   static std::mutex mutex;
   static cublasLtHandle_t handles[kMaxDevices];
+  static bool asked[kMaxDevices];
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= kMaxDevices) return nullptr;
   const std::lock_guard lock(mutex);
-  if (!handles[device] && library().create(&handles[device]) != CUBLAS_STATUS_SUCCESS) handles[device] = nullptr;
+  if (!asked[device] && library().create(&handles[device]) != CUBLAS_STATUS_SUCCESS) handles[device] = nullptr;
+  asked[device] = true;
   return handles[device];
 }
 

@@ -27,7 +27,9 @@
 #else
 #include <functional>
 #include <memory>
+#if !defined(DETENT_CUDA_NAMESPACE)  // a test that calls the module's own functions says cuda
 #define DETENT_CUDA_NAMESPACE cuda_host
+#endif
 #endif
 
 // Loops over registers must have no index left at run time.

@@ -16,6 +16,8 @@ namespace detent::test {
 
 /// The table under test; each program that links the cases has its own.
 const Kernels& kernels();
+/// Waits for kernels that were launched in another way than through the table. Where there is a CUDA table only.
+void finish_kernels();
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();

@@ -50,7 +50,8 @@ TEST_CASE("quantized_backward: gradient, range sums and bias in one pass") {
       bias[i % static_cast<size_t>(t.c)] += static_cast<double>(want[i]);
       size[i % static_cast<size_t>(t.c)] += std::abs(static_cast<double>(want[i]));
     }
-    double got_scale = 0.0, got_clip = 0.0;
+    std::vector<double> sums(2);  // of the heap, where a GPU may write
+    double &got_scale = sums[0], &got_clip = sums[1];
     QuantizedBackwardArgs a;
     a.rows = t.rows, a.c = t.c, a.codes = codes.data(), a.residual = residual.data(), a.grid = grid, a.dy = dy.data();
     a.scale_sum = &got_scale, a.clip_sum = &got_clip;

@@ -82,6 +82,8 @@ void operator delete[](void* p) noexcept { give(p); }
 void operator delete(void* p, size_t) noexcept { give(p); }
 void operator delete[](void* p, size_t) noexcept { give(p); }
 
+void test::finish_kernels() { backend(kGpu).synchronize(); }
+
 const Kernels& test::kernels() {
   static const Kernels table = [] {
     Kernels t = backend(kGpu).kernels();

@@ -1,6 +1,6 @@
 // The CUDA module on a machine without a GPU: module.cpp and the kernels' host build on the runtime of fake_cuda/. Before each kernel its arguments are looked at: a
 // pointer to ordinary memory breaks the device, as the kernel would.
-#include <cuda_runtime.h>
+#include "fake_cuda/fake_cuda.h"
 
 #include <cstdio>
 #include <initializer_list>

@@ -1,8 +1,8 @@
-// As much of the CUDA runtime as backends/cuda/module.cpp calls, on the host and as strict as the runtime may be (fake_cuda.cpp). Names and meanings are CUDA's.
+// As much of the CUDA runtime's header as backends/cuda/module.cpp needs, for a build without the toolkit. Names and meanings are CUDA's; what stands behind them is
+// fake_cuda.cpp.
 #pragma once
 
 #include <cstddef>
-#include <functional>
 
 enum cudaError_t {
   cudaSuccess,
@@ -23,15 +23,16 @@ enum cudaError_t {
   cudaErrorStreamCaptureIsolation,
   cudaErrorNotReady,
 };
+extern "C" {
 const char* cudaGetErrorName(cudaError_t e);
 const char* cudaGetErrorString(cudaError_t e);
 /// The calling thread's last error, which is forgotten.
 cudaError_t cudaGetLastError();
 
-using cudaStream_t = struct FakeStream*;
-using cudaEvent_t = struct FakeEvent*;
-using cudaGraph_t = struct FakeGraph*;
-using cudaGraphExec_t = struct FakeGraphExec*;
+using cudaStream_t = struct CUstream_st*;
+using cudaEvent_t = struct CUevent_st*;
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraphExec_st*;
 
 struct cudaDeviceProp {
   char name[256];
@@ -48,12 +49,9 @@ cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
-cudaError_t fake_kernel_attributes();
-template <class Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
-  return fake_kernel_attributes();
-}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
 cudaError_t cudaMalloc(void** p, size_t bytes);
 cudaError_t cudaFree(void* p);
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
@@ -74,17 +72,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+}
 
-// ---- what tests and the host build of the kernels ask of it ----------------------------------------------------------------------------------------------
-
-namespace fake_cuda {
-
-/// A kernel: its work runs when the stream gets to it. An error is the thread's last error.
-void launch(cudaStream_t stream, std::function<void()> work);
-bool capturing();
-/// Whether p lies in the device's memory, which the host cannot reach: touching it outside of a kernel or copy faults.
-bool on_device(const void* p);
-/// As an illegal access in a kernel: from now on whatever waits for the device fails.
-void break_device();
-
-}  // namespace fake_cuda
+template <class... A>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(A...)) {
+  return cudaFuncGetAttributes(attributes, reinterpret_cast<const void*>(kernel));
+}

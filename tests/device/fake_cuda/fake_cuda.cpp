@@ -4,7 +4,9 @@
 //   DETENT_FAKE_CUDA_DEVICES     how many there are (2)
 //   DETENT_FAKE_CUDA_NO_CODE     set: there is no code for these devices
 //   DETENT_FAKE_CUDA_FAIL_LAUNCH N: the N-th launch from now on fails, once
-#include <cuda_runtime.h>
+// Compiled with the header beside it, and once more with the toolkit's, so that code compiled by nvcc can be linked to it (../ptx/runtime.cpp).
+#include "fake_cuda.h"
+
 #include <sys/mman.h>
 
 #include <cstdint>
@@ -20,7 +22,7 @@
 
 using Work = std::function<void()>;
 
-struct FakeStream {
+struct CUstream_st {
   int device = 0;
   int64_t issued = 0, done = 0;
   std::deque<Work> waiting;
@@ -28,16 +30,16 @@ struct FakeStream {
   cudaError_t spoiled = cudaSuccess;  // what ended the capture
   std::vector<Work> captured;
 };
-struct FakeEvent {
+struct CUevent_st {
   int device = 0;
-  FakeStream* stream = nullptr;
+  CUstream_st* stream = nullptr;
   int64_t after = 0;
   bool captured = false;
 };
-struct FakeGraph {
+struct CUgraph_st {
   std::vector<Work> work;
 };
-struct FakeGraphExec {
+struct CUgraphExec_st {
   std::shared_ptr<const std::vector<Work>> work;
 };
 
@@ -47,10 +49,11 @@ constexpr size_t kMemory = size_t{1} << 30, kPage = 4096;
 constexpr int kRuntime = 13000;
 
 std::recursive_mutex g_mutex;
-std::vector<std::unique_ptr<FakeStream>> g_streams;
+std::vector<std::unique_ptr<CUstream_st>> g_streams;
 size_t g_used = 0;
 std::multimap<size_t, void*> g_free;
 std::map<void*, size_t> g_sizes;
+std::map<uint64_t, size_t> g_asked;  // what blocks in use were asked for
 std::map<const char*, size_t> g_pinned;
 int g_running = 0;
 bool g_broken = false;
@@ -88,7 +91,7 @@ struct Running {
   }
 };
 
-void run_until(FakeStream& s, int64_t ticket) {
+void run_until(CUstream_st& s, int64_t ticket) {
   const Running running;
   while (s.done < ticket) {
     const Work work = std::move(s.waiting.front());
@@ -102,13 +105,13 @@ void run_all() {
   for (const auto& s : g_streams) run_until(*s, s->issued);
 }
 
-cudaError_t refuse_in_capture(FakeStream& s) {
+cudaError_t refuse_in_capture(CUstream_st& s) {
   if (!s.capturing) return cudaSuccess;
   if (s.spoiled == cudaSuccess) s.spoiled = cudaErrorStreamCaptureInvalidated;
   return cudaErrorStreamCaptureUnsupported;
 }
 
-cudaError_t issue(FakeStream* s, Work work) {
+cudaError_t issue(CUstream_st* s, Work work) {
   if (!s) return set(cudaErrorInvalidResourceHandle);
   if (s->capturing) {
     if (s->spoiled != cudaSuccess) return set(cudaErrorStreamCaptureInvalidated);
@@ -131,24 +134,30 @@ bool is_pinned(const void* p) {
 // ---- errors --------------------------------------------------------------------------------------------------------------------------------------------
 
 const char* cudaGetErrorName(cudaError_t e) {
-  static const char* const names[] = {"cudaSuccess",
-                                      "cudaErrorInvalidValue",
-                                      "cudaErrorMemoryAllocation",
-                                      "cudaErrorNoDevice",
-                                      "cudaErrorInvalidDevice",
-                                      "cudaErrorInsufficientDriver",
-                                      "cudaErrorNoKernelImageForDevice",
-                                      "cudaErrorInvalidDeviceFunction",
-                                      "cudaErrorUnsupportedPtxVersion",
-                                      "cudaErrorInvalidResourceHandle",
-                                      "cudaErrorIllegalState",
-                                      "cudaErrorIllegalAddress",
-                                      "cudaErrorLaunchOutOfResources",
-                                      "cudaErrorStreamCaptureUnsupported",
-                                      "cudaErrorStreamCaptureInvalidated",
-                                      "cudaErrorStreamCaptureIsolation",
-                                      "cudaErrorNotReady"};
-  return names[e];
+#define DETENT_NAME(name) \
+  { name, #name }
+  static const std::map<cudaError_t, const char*> names = {
+      DETENT_NAME(cudaSuccess),
+      DETENT_NAME(cudaErrorInvalidValue),
+      DETENT_NAME(cudaErrorMemoryAllocation),
+      DETENT_NAME(cudaErrorNoDevice),
+      DETENT_NAME(cudaErrorInvalidDevice),
+      DETENT_NAME(cudaErrorInsufficientDriver),
+      DETENT_NAME(cudaErrorNoKernelImageForDevice),
+      DETENT_NAME(cudaErrorInvalidDeviceFunction),
+      DETENT_NAME(cudaErrorUnsupportedPtxVersion),
+      DETENT_NAME(cudaErrorInvalidResourceHandle),
+      DETENT_NAME(cudaErrorIllegalState),
+      DETENT_NAME(cudaErrorIllegalAddress),
+      DETENT_NAME(cudaErrorLaunchOutOfResources),
+      DETENT_NAME(cudaErrorStreamCaptureUnsupported),
+      DETENT_NAME(cudaErrorStreamCaptureInvalidated),
+      DETENT_NAME(cudaErrorStreamCaptureIsolation),
+      DETENT_NAME(cudaErrorNotReady),
+  };
+#undef DETENT_NAME
+  const auto found = names.find(e);
+  return found == names.end() ? "another error" : found->second;
 }
 const char* cudaGetErrorString(cudaError_t) { return "said by the host's CUDA runtime"; }
 cudaError_t cudaGetLastError() { return std::exchange(t_last, cudaSuccess); }
@@ -178,13 +187,17 @@ cudaError_t cudaSetDevice(int device) {
   t_device = device;
   return cudaSuccess;
 }
+cudaError_t cudaGetDevice(int* device) {
+  *device = t_device;
+  return cudaSuccess;
+}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  std::snprintf(p->name, sizeof p->name, "the CUDA kernels' bodies on the host");
+  std::snprintf(p->name, sizeof p->name, "CUDA on the host");
   p->totalGlobalMem = kMemory;
   p->major = 9, p->minor = 0;
   return cudaSuccess;
 }
-cudaError_t fake_kernel_attributes() { return std::getenv("DETENT_FAKE_CUDA_NO_CODE") ? set(cudaErrorNoKernelImageForDevice) : cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return std::getenv("DETENT_FAKE_CUDA_NO_CODE") ? set(cudaErrorNoKernelImageForDevice) : cudaSuccess; }
 
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   const Lock lock;
@@ -192,12 +205,14 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
   if (const auto found = g_free.find(size); found != g_free.end()) {
     *p = found->second;
     g_free.erase(found);
+    g_asked[reinterpret_cast<uint64_t>(*p)] = bytes;
     return cudaSuccess;
   }
   if (size > kMemory || g_used + size + kPage > kMemory) return set(cudaErrorMemoryAllocation);
   *p = memory() + g_used;
   g_used += size;
   g_sizes[*p] = size;
+  g_asked[reinterpret_cast<uint64_t>(*p)] = bytes;
   if (g_running > 0) mprotect(memory(), pages(g_used + kPage), PROT_READ | PROT_WRITE);
   return cudaSuccess;
 }
@@ -208,6 +223,7 @@ cudaError_t cudaFree(void* p) {
   if (found == g_sizes.end()) return set(cudaErrorInvalidValue);
   run_all();
   g_free.emplace(found->second, p);
+  g_asked.erase(reinterpret_cast<uint64_t>(p));
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
@@ -234,7 +250,7 @@ cudaError_t cudaFreeHost(void* p) {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   const Lock lock;
-  g_streams.push_back(std::make_unique<FakeStream>());
+  g_streams.push_back(std::make_unique<CUstream_st>());
   g_streams.back()->device = t_device;
   *stream = g_streams.back().get();
   return cudaSuccess;
@@ -246,7 +262,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   return g_broken ? set(cudaErrorIllegalAddress) : cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new FakeEvent{.device = t_device};
+  *event = new CUevent_st{.device = t_device};
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t s) {
@@ -312,11 +328,11 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
   if (!s->capturing) return set(cudaErrorIllegalState);
   s->capturing = false;
   if (s->spoiled != cudaSuccess) return set(s->spoiled);
-  *graph = new FakeGraph{std::move(s->captured)};
+  *graph = new CUgraph_st{std::move(s->captured)};
   return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-  *exec = new FakeGraphExec{std::make_shared<const std::vector<Work>>(graph->work)};
+  *exec = new CUgraphExec_st{std::make_shared<const std::vector<Work>>(graph->work)};
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
@@ -338,21 +354,17 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 
 namespace fake_cuda {
 
-void launch(cudaStream_t s, Work work) {
+cudaError_t set_error(cudaError_t e) { return set(e); }
+
+cudaError_t launch(cudaStream_t s, Work work) {
   const Lock lock;
   if (const int64_t n = number_in("DETENT_FAKE_CUDA_FAIL_LAUNCH", 0); n > 0) {
     g_launches_to_failure = n;
     unsetenv("DETENT_FAKE_CUDA_FAIL_LAUNCH");
   }
-  if (g_launches_to_failure > 0 && --g_launches_to_failure == 0) {
-    set(cudaErrorLaunchOutOfResources);
-    return;
-  }
-  if (!s || s->device != t_device) {
-    set(cudaErrorInvalidResourceHandle);
-    return;
-  }
-  issue(s, std::move(work));
+  if (g_launches_to_failure > 0 && --g_launches_to_failure == 0) return set(cudaErrorLaunchOutOfResources);
+  if (!s || s->device != t_device) return set(cudaErrorInvalidResourceHandle);
+  return issue(s, std::move(work));
 }
 
 bool capturing() {
@@ -365,4 +377,22 @@ bool capturing() {
 bool on_device(const void* p) { return p >= memory() && p < memory() + kMemory; }
 void break_device() { g_broken = true; }
 
+Extent block_of(uint64_t address) {
+  const Lock lock;
+  if (const auto next = g_asked.upper_bound(address); next != g_asked.begin()) {
+    const auto& [begin, bytes] = *std::prev(next);
+    if (address < begin + pages(bytes)) return {begin, begin + bytes};
+  }
+  if (const auto next = g_pinned.upper_bound(reinterpret_cast<const char*>(address)); next != g_pinned.begin()) {
+    const auto& [begin, bytes] = *std::prev(next);
+    if (reinterpret_cast<const char*>(address) < begin + bytes) return {reinterpret_cast<uint64_t>(begin), reinterpret_cast<uint64_t>(begin) + bytes};
+  }
+  return {0, 0};
+}
+
 }  // namespace fake_cuda
+
+// For libraries that are opened at run time (fake_cublaslt.cpp).
+extern "C" __attribute__((visibility("default"))) int fake_cuda_enqueue(void* stream, void (*work)(void*), void* argument) {
+  return fake_cuda::launch(static_cast<cudaStream_t>(stream), [=] { work(argument); });
+}
