@@ -77,6 +77,7 @@ PixelGather pixel_gather(const Gather& g, int64_t depth) {
   o.dw0 = static_cast<int32_t>(g.taps.dw0), o.dw_step = static_cast<int32_t>(g.taps.dw_step);
   o.pixels = static_cast<int32_t>(g.pixels());
   o.sum = static_cast<int32_t>(g.taps.count() * depth);
+  o.width = static_cast<int32_t>(g.grid_w * g.step_w), o.height = static_cast<int32_t>(g.grid_h * g.step_h);
   o.grid_w = FastDiv(g.grid_w), o.grid_hw = FastDiv(g.grid_h * g.grid_w);
   o.by_depth = FastDiv(depth), o.by_cols = FastDiv(g.taps.cols);
   return o;

@@ -18,6 +18,7 @@ struct PixelGather {
   int32_t in_h = 1, in_w = 1, in_c = 1, depth = 1;  // depth: channels of a group
   int32_t step_h = 1, step_w = 1, dh0 = 0, dh_step = 0, dw0 = 0, dw_step = 0;
   int32_t pixels = 0, sum = 0;          // sum: taps * depth
+  int32_t width = 1, height = 1;        // of the grid, in steps of the input: where a running position goes back to the first column, the first row
   FastDiv grid_w, grid_hw, by_depth, by_cols;
   bool vector = false;                  // 16 bytes never cross a tap nor lose alignment
 };
@@ -43,6 +44,32 @@ DETENT_HD PixelOrigin pixel_origin(const PixelGather& g, int32_t p) {
   const int32_t y = gy * g.step_h + g.dh0, x = gx * g.step_w + g.dw0;
   return {(image * g.in_h + y) * g.in_w + x, y, x};
 }
+
+/// Positions of the grid one after the other, without a division: p, and its row and column in the input; `above` counts the rows of the images before.
+struct RunningPixel {
+  int32_t p, y, x, above;
+  int32_t step_y, step_x, step_above;  // of `Count` positions
+};
+template <int Count>
+DETENT_HD RunningPixel running_pixel(const PixelGather& g, int32_t p) {
+  const auto place = [&](int32_t n) {
+    const int32_t image = g.grid_hw.divide(n), rest = n - image * static_cast<int32_t>(g.grid_hw.divisor), row = g.grid_w.divide(rest);
+    return RunningPixel{n, row * g.step_h, (rest - row * static_cast<int32_t>(g.grid_w.divisor)) * g.step_w, image * g.in_h, 0, 0, 0};
+  };
+  RunningPixel r = place(p);
+  const RunningPixel step = place(Count);
+  r.y += g.dh0, r.x += g.dw0;
+  r.step_y = step.y, r.step_x = step.x, r.step_above = step.above;
+  return r;
+}
+template <int Count>
+DETENT_HD void go_on(const PixelGather& g, RunningPixel& r) {
+  r.p += Count;
+  r.x += r.step_x, r.y += r.step_y, r.above += r.step_above;
+  if (r.x >= g.width + g.dw0) r.x -= g.width, r.y += g.step_h;
+  if (r.y >= g.height + g.dh0) r.y -= g.height, r.above += g.in_h;
+}
+DETENT_HD PixelOrigin origin_of(const PixelGather& g, const RunningPixel& r) { return {(r.above + r.y) * g.in_w + r.x, r.p < g.pixels ? r.y : -(1 << 30), r.x}; }
 
 /// Element k of the sum: an offset in rows and columns, and a channel of the group.
 struct TapOffset {
@@ -123,7 +150,7 @@ struct PixelRows {
   };
   PixelGather g;
 
-  DETENT_HD void start(State& s, int t, const TilePosition& at) const {
+  DETENT_HD void start(State& s, int t, const TilePosition& at, int) const {
     s.channel0 = at.group * g.depth;
     s.zero = zero_of(g);
     DETENT_UNROLL
@@ -212,23 +239,25 @@ struct PixelColumns {
   struct State {
     TapOffset tap;
     int32_t column, channel0, zero;
+    RunningPixel pixel;  // where the next copy begins: stages come in order
   };
   PixelGather g;
 
-  DETENT_HD void start(State& s, int t, const TilePosition& at) const {
+  DETENT_HD void start(State& s, int t, const TilePosition& at, int stage) const {
     s.channel0 = at.group * g.depth;
     s.zero = zero_of(g);
     s.column = at.n * Rows + t % kChunks * 4;
     s.tap = tap_offset(g, s.column < g.sum ? s.column : 0);
+    s.pixel = running_pixel<kStep>(g, stage * Depth + t / kChunks);
   }
 
   template <class T, class Block>
-  DETENT_HD void load(Block& block, const State& s, int t, int stage, Stored* dst) const {
+  DETENT_HD void load(Block& block, State& s, int t, int, Stored* dst) const {
     DETENT_UNROLL
     for (int i = 0; i < kPasses; ++i) {
-      const int k = t / kChunks + i * kStep;
-      const PixelOrigin o = pixel_origin(g, stage * Depth + k);
-      Stored* const to = dst + T::at(t % kChunks * 4, k);
+      const PixelOrigin o = origin_of(g, s.pixel);
+      go_on<kStep>(g, s.pixel);
+      Stored* const to = dst + T::at(t % kChunks * 4, t / kChunks + i * kStep);
       if (g.vector) {
         const bool ok = s.column < g.sum && inside(g, o, s.tap);
         copy_four(block, g, to, ok ? element(g, o, s.tap, s.channel0) : 0, ok);
@@ -263,6 +292,11 @@ struct MatrixOperand {
   int32_t rows = 0, sum = 0, depth = 1;
   FastDiv by_depth, by_cols;
   bool vector = false;
+  /// Whether the k of a stage are of one tap; that of the first is enough then.
+  template <int Depth>
+  DETENT_HD bool one_tap() const {
+    return depth % Depth == 0 || depth >= sum;
+  }
 };
 
 template <class Stored, int Rows, int Depth, bool along_m>
@@ -275,7 +309,7 @@ struct MatrixRowsOf {
   };
   MatrixOperand m;
 
-  DETENT_HD void start(State& s, int t, const TilePosition& at) const {
+  DETENT_HD void start(State& s, int t, const TilePosition& at, int) const {
     s.row = (along_m ? at.m : at.n) * Rows + t / kChunks;
     s.p = static_cast<const Stored*>(m.p) + at.group * m.group_stride;
   }
@@ -283,10 +317,10 @@ struct MatrixRowsOf {
   template <class T, class Block>
   DETENT_HD void load(Block& block, const State& s, int t, int stage, Stored* dst) const {
     const int k = t % kChunks * kPer, sum = stage * Depth + k;
+    const Stored* from = s.p + s.row * m.pitch + sum;
     DETENT_UNROLL
-    for (int i = 0; i < kPasses; ++i) {
+    for (int i = 0; i < kPasses; ++i, from += kStep * m.pitch) {
       const int32_t row = s.row + i * kStep;
-      const Stored* const from = s.p + row * m.pitch + sum;
       Stored* const to = dst + T::at(t / kChunks + i * kStep, k);
       if (sizeof(Stored) == 1 || m.vector) {
         const bool ok = row < m.rows && sum < m.sum;
@@ -316,19 +350,29 @@ struct MatrixColumnsOf {
   };
   MatrixOperand m;
 
-  DETENT_HD void start(State& s, int t, const TilePosition& at) const {
+  DETENT_HD void start(State& s, int t, const TilePosition& at, int) const {
     s.row = (along_m ? at.m : at.n) * Rows + t % kChunks * 4;
     s.p = static_cast<const Stored*>(m.p) + at.group * m.group_stride;
   }
 
   template <class T, class Block>
   DETENT_HD void load(Block& block, const State& s, int t, int stage, Stored* dst) const {
+    if (m.vector && m.template one_tap<Depth>()) {
+      const int sum = stage * Depth + t / kChunks;
+      const Stored* from = element(s, stage * Depth) + static_cast<int64_t>(t / kChunks) * m.pitch;
+      DETENT_UNROLL
+      for (int i = 0; i < kPasses; ++i) {
+        const bool ok = sum + i * kStep < m.sum && s.row < m.rows;
+        block.template copy<16>(dst + T::at(t % kChunks * 4, t / kChunks + i * kStep), ok ? from : s.p, ok);
+        from += kStep * m.pitch;
+      }
+      return;
+    }
     DETENT_UNROLL
     for (int i = 0; i < kPasses; ++i) {
       const int k = t / kChunks + i * kStep, sum = stage * Depth + k;
       const bool live = sum < m.sum;
-      const int32_t tap = m.by_depth.divide(live ? sum : 0), r = m.by_cols.divide(tap), c = tap - r * static_cast<int32_t>(m.by_cols.divisor);
-      const Stored* const from = s.p + s.row + r * m.tap_row + c * m.tap_col + static_cast<int64_t>((live ? sum : 0) - tap * m.depth) * m.pitch;
+      const Stored* const from = element(s, live ? sum : 0);
       Stored* const to = dst + T::at(t % kChunks * 4, k);
       if (m.vector) {
         const bool ok = live && s.row < m.rows;
@@ -344,6 +388,12 @@ struct MatrixColumnsOf {
 
   template <class T>
   DETENT_HD void arrived(const State&, int, int, Stored*) const {}
+
+ private:
+  DETENT_HD const Stored* element(const State& s, int32_t sum) const {
+    const int32_t tap = m.by_depth.divide(sum), r = m.by_cols.divide(tap), c = tap - r * static_cast<int32_t>(m.by_cols.divisor);
+    return s.p + s.row + r * m.tap_row + c * m.tap_col + static_cast<int64_t>(sum - tap * m.depth) * m.pitch;
+  }
 };
 template <class Stored, int Rows, int Depth>
 using MatrixColumnsA = MatrixColumnsOf<Stored, Rows, Depth, true>;

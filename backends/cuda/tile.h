@@ -202,29 +202,29 @@ struct TileBody {
     PerThread<Block, typename B::State> sb;
     block.each([&](int t) {
       Tile::clear(sums[t]);
-      a.start(sa[t], t, at);
-      b.start(sb[t], t, at);
+      a.start(sa[t], t, at, first);
+      b.start(sb[t], t, at, first);
     });
-    const auto load = [&](int stage) {
+    const auto load = [&](int stage, int slot) {
       block.each([&](int t) {
-        a.template load<TA>(block, sa[t], t, stage, shared.in.a[(stage - first) % Stages]);
-        b.template load<TB>(block, sb[t], t, stage, shared.in.b[(stage - first) % Stages]);
+        a.template load<TA>(block, sa[t], t, stage, shared.in.a[slot]);
+        b.template load<TB>(block, sb[t], t, stage, shared.in.b[slot]);
       });
     };
     DETENT_UNROLL
     for (int s = 0; s < Stages - 1; ++s) {
-      if (first + s < last) load(first + s);
+      if (first + s < last) load(first + s, s);
       block.commit();
     }
     for (int stage = first; stage < last; ++stage) {
-      const int slot = (stage - first) % Stages;
+      const int slot = static_cast<int>(static_cast<uint32_t>(stage - first) % Stages);
       block.template wait<Stages - 2>();
       block.each([&](int t) {
         a.template arrived<TA>(sa[t], t, stage, shared.in.a[slot]);
         b.template arrived<TB>(sb[t], t, stage, shared.in.b[slot]);
       });
       block.sync();  // everybody's part of this stage is there, and nobody reads the one to be overwritten
-      if (stage + Stages - 1 < last) load(stage + Stages - 1);
+      if (stage + Stages - 1 < last) load(stage + Stages - 1, slot == 0 ? Stages - 1 : slot - 1);
       block.commit();
       Tile::template multiply<TA, TB>(block, sums, shared.in.a[slot], shared.in.b[slot]);
     }

@@ -58,6 +58,7 @@ void Machine::run(const Kernel& kernel, const Launch& launch) {
   counts_ = &all_counts_[kernel.name];
   ++counts_->launches;
   counts_->blocks += launch.blocks;
+  counts_->times.resize(kernel.code.size());
   global_.begin(kernel.small_global);
   first_tag_ = next_tag_;
   Block block;
@@ -144,6 +145,7 @@ void Machine::run_lanes(Warp& w, Lanes& now) {
     }
     const uint32_t mask = guarded(w, i, now.mask);
     if (mask) ++counts_->instructions[static_cast<size_t>(i.kind)];
+    if (profile && mask) ++counts_->times[now.pc];
     switch (i.control) {
       case Control::next:
         if (mask) i.run(w, i, mask);

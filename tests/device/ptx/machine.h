@@ -28,6 +28,7 @@ struct Counts {
   int64_t launches = 0, blocks = 0;
   std::array<int64_t, static_cast<size_t>(Kind::kinds)> instructions = {};
   int64_t shared_passes = 0, shared_least = 0;  // passes over the banks, and how many there would be without conflicts
+  std::vector<int64_t> times;                    // by instruction
   int64_t sectors = 0, sector_bytes = 0;        // 32-byte sectors of global memory, and the bytes wanted of them
 };
 

@@ -1,6 +1,6 @@
 // What nvcc's host code calls to launch kernels, for a module whose kernels run from their PTX on the machine of machine.h: libdetent_cuda.so's own objects, linked to the
 // CUDA runtime of ../fake_cuda instead of NVIDIA's. The PTX is the same compiler's for the same sources and options. A Fault is printed and breaks the device.
-// DETENT_PTX_PROFILE names a file that gets a table of what the kernels did.
+// DETENT_PTX_PROFILE names a file that gets tables of what the kernels did, and of the source lines that their instructions come from.
 #include "../fake_cuda/fake_cuda.h"
 
 #include <algorithm>
@@ -101,6 +101,13 @@ void write_profile() {
     out << name << '\t' << c.launches << '\t' << c.blocks;
     for (const int64_t n : c.instructions) out << '\t' << n;
     out << '\t' << c.shared_passes << '\t' << c.shared_least << '\t' << c.sectors << '\t' << c.sector_bytes << '\n';
+  }
+  out << "\nkernel\tline\tinstructions\n";
+  for (const auto& [name, c] : machine().all_counts()) {
+    const Kernel& k = kernels().at(name);
+    std::map<std::string, int64_t> lines;
+    for (size_t n = 0; n < c.times.size(); ++n) lines[k.code[n].source < 0 ? "?" : k.sources[static_cast<size_t>(k.code[n].source)]] += c.times[n];
+    for (const auto& [line, times] : lines) out << name << '\t' << line << '\t' << times << '\n';
   }
 }
 
