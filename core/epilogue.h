@@ -31,10 +31,15 @@ struct InputFactor {
 };
 inline InputFactor input_factor(const ConvInput& in) { return in.x ? InputFactor{} : InputFactor{in.grid.scale, in.resident}; }
 
+/// What the sums of a channel have in common.
+struct ChannelEpilogue {
+  float bias = 0.0f, scale = 1.0f;
+};
+DETENT_HD ChannelEpilogue channel_epilogue(const Epilogue& e, int64_t channel) { return {e.bias ? e.bias[channel] : 0.0f, e.scale ? e.scale[channel] : 1.0f}; }
+
 /// The part of the epilogue that needs to know the channel and the place of a sum.
-DETENT_HD float biased(const Epilogue& e, float v, int64_t channel, int64_t i) {
-  const float bias = e.bias ? e.bias[channel] : 0.0f;
-  v = e.scale ? fmaf(v, e.scale[channel], bias) : (e.bias ? v + bias : v);
+DETENT_HD float biased(const Epilogue& e, float v, const ChannelEpilogue& c, int64_t i) {
+  v = e.scale ? fmaf(v, c.scale, c.bias) : (e.bias ? v + c.bias : v);
   return e.addend ? v + e.addend[i] : v;
 }
 
@@ -61,13 +66,15 @@ DETENT_HD IntegerBounds integer_bounds(const Epilogue& e) { return {code_range(e
 
 /// acc: the int32 sum with its bias.
 DETENT_HD EpilogueResult finish_integer(const Epilogue& e, const IntegerBounds& b, int32_t acc, const AccumulatorScale& s) {
-  const float v = static_cast<float>(acc) * s.value;
   EpilogueResult r;
-  r.y = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
-  if (!e.quantize) return r;
-  int32_t q = requantize(acc, s.multiplier, e.grid);
-  q = q < b.range.lo ? b.range.lo : (q > b.range.hi ? b.range.hi : q);
-  r.y = dequantize(q, e.grid);
+  if (!e.quantize) {
+    const float v = static_cast<float>(acc) * s.value;
+    r.y = v < e.clamp_min ? e.clamp_min : (v > e.clamp_max ? e.clamp_max : v);
+    return r;
+  }
+  // The range lies within the grid: one clamp does for both.
+  const int32_t q = requantize(acc, s.multiplier, {e.grid.scale, e.grid.zero_point, b.range.lo, b.range.hi});
+  if (e.y) r.y = dequantize(q, e.grid);
   r.code = static_cast<uint8_t>(q);
   if (e.residual) r.residual = residual_of_sum(acc, s, b.clamp, e.grid, e.mask_on_value);
   return r;
@@ -75,10 +82,9 @@ DETENT_HD EpilogueResult finish_integer(const Epilogue& e, const IntegerBounds& 
 
 /// place: of a sum of codes (integer_math.h); the grid absorbs the clamp.
 DETENT_HD EpilogueResult finish_sum(const Epilogue& e, float place) {
-  const float v = rintf(place), lo = static_cast<float>(e.grid.qmin), hi = static_cast<float>(e.grid.qmax);
-  const auto q = static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
+  const auto q = static_cast<int32_t>(within(rintf(place), static_cast<float>(e.grid.qmin), static_cast<float>(e.grid.qmax)));
   EpilogueResult r;
-  r.y = dequantize(q, e.grid);
+  if (e.y) r.y = dequantize(q, e.grid);
   r.code = static_cast<uint8_t>(q);
   if (e.residual) r.residual = residual_byte_at_place(place, e.grid, e.clamp_min, e.clamp_max, e.mask_on_value);
   return r;

@@ -13,7 +13,7 @@ constexpr int64_t kPixels = 4;  // of a chunk: each is k*r*s*c products, and dee
 
 float load(const ConvInput& in, int64_t i) { return in.x ? in.x[i] : dequantize(in.codes[i], in.grid); }
 
-void store(const Epilogue& e, int64_t i, int64_t k, double acc) { write_one(e, i, finish(e, biased(e, static_cast<float>(acc), k, i))); }
+void store(const Epilogue& e, int64_t i, int64_t k, double acc) { write_one(e, i, finish(e, biased(e, static_cast<float>(acc), channel_epilogue(e, k), i))); }
 
 // Two passes over the stored values.
 void statistics(const Conv2dArgs& a) {

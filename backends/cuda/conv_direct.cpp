@@ -49,7 +49,7 @@ struct Forward {
     });
     if (!input.x) sum *= from.scale;
     const Epilogue e = settled(epilogue);
-    write_one(e, i, finish(e, biased(e, sum, k, i)));
+    write_one(e, i, finish(e, biased(e, sum, channel_epilogue(e, k), i)));
   }
 };
 

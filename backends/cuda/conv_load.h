@@ -23,14 +23,6 @@ struct PixelGather {
   bool vector = false;                  // 16 bytes never cross a tap nor lose alignment
 };
 
-/// v, which the compiler takes for a new value: nothing made of it is kept in registers from one stage to the next. For paths that are seldom taken.
-DETENT_HD int32_t made_anew(int32_t v) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(v));
-#endif
-  return v;
-}
-
 DETENT_HD int32_t zero_of(const PixelGather& g) { return g.resident ? g.resident->zero_point : g.zero_point; }
 
 /// Where position p of the grid starts in the input; y is far outside for p beyond the grid.

@@ -96,6 +96,14 @@ DETENT_HD void add_integer(T* to, T v) {
 #endif
 }
 
+/// v, which the compiler takes for a new value: nothing made of it before is kept in registers for what comes after. For paths that are seldom taken.
+DETENT_HD int32_t made_anew(int32_t v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
+
 constexpr int kElementThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 20;
 

@@ -160,14 +160,14 @@ struct TileGrid {
 struct TilePosition {
   int32_t m, n, group, split;
 };
-DETENT_HD TilePosition tile_position(const TileGrid& g, int64_t index) {
+DETENT_HD TilePosition tile_position(const TileGrid& g, int32_t index) {
   TilePosition p;
-  p.n = static_cast<int32_t>(index % g.tiles_n);
+  p.n = index % g.tiles_n;
   index /= g.tiles_n;
-  p.m = static_cast<int32_t>(index % g.tiles_m);
+  p.m = index % g.tiles_m;
   index /= g.tiles_m;
-  p.group = static_cast<int32_t>(index % g.groups);
-  p.split = static_cast<int32_t>(index / g.groups);
+  p.group = index % g.groups;
+  p.split = index / g.groups;
   return p;
 }
 
@@ -233,11 +233,14 @@ struct TileBody {
     // Through shared memory, so that rows are written whole.
     block.each([&](int t) { Tile::for_each(sums[t], t, [&](int row, int column, typename Tile::Acc v) { shared.out[row * kOutPitch + column] = v; }); });
     block.sync();
+    const TilePosition to = tile_position(grid, made_anew(block.index));
     block.each([&](int t) {
       constexpr int kChunks = Tile::kN / 4;
       const int column = t % kChunks * 4;
+      const auto columns = store.columns(to, to.n * Tile::kN + column);
+      DETENT_UNROLL_BY(1)
       for (int row = t / kChunks; row < Tile::kM; row += kTileThreads / kChunks) {
-        store.store(at, at.m * Tile::kM + row, at.n * Tile::kN + column, shared.out + row * kOutPitch + column);
+        store.store(columns, to.m * Tile::kM + row, shared.out + row * kOutPitch + column);
       }
     });
   }

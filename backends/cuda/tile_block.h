@@ -24,7 +24,7 @@ struct Fragments {
 #if defined(__CUDACC__)
 
 struct DeviceTileBlock {
-  int64_t index;
+  int32_t index;
 
   template <class Fn>
   __device__ __forceinline__ void each(Fn&& fn) const {
@@ -72,7 +72,7 @@ struct DeviceTileBlock {
 template <class Body>
 __global__ void __launch_bounds__(kTileThreads, 2) tile_kernel(Body body) {
   extern __shared__ __align__(16) unsigned char tile_memory[];
-  DeviceTileBlock block{static_cast<int64_t>(blockIdx.x)};
+  DeviceTileBlock block{static_cast<int32_t>(blockIdx.x)};
   body(block, *reinterpret_cast<typename Body::Shared*>(tile_memory));
 }
 
@@ -90,9 +90,9 @@ void tile_blocks(const char* name, int64_t count, const Body& body) {
 class HostTileBlock {
  public:
   static constexpr int kThreads = kTileThreads;
-  int64_t index;
+  int32_t index;
 
-  explicit HostTileBlock(int64_t i) : index(i) {}
+  explicit HostTileBlock(int32_t i) : index(i) {}
 
   template <class Fn>
   void each(Fn&& fn) {

@@ -31,9 +31,7 @@ DETENT_HD AccumulatorScale accumulator_scale(float input_scale, float weight_sca
 
 /// The output code before the activation: clamp(rint(float(acc) * multiplier) + z). A clamp behind it (ReLU) is a clamp to the codes of its bounds.
 DETENT_HD int32_t requantize(int32_t acc, float multiplier, const Grid& g) {
-  const float v = rintf(static_cast<float>(acc) * multiplier) + static_cast<float>(g.zero_point);
-  const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
-  return static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
+  return static_cast<int32_t>(within(rintf(static_cast<float>(acc) * multiplier) + static_cast<float>(g.zero_point), static_cast<float>(g.qmin), static_cast<float>(g.qmax)));
 }
 
 /// The codes that a clamp of values leaves: ReLU is lo = z.
@@ -54,9 +52,7 @@ DETENT_HD IntegerAdd integer_add(const Grid& a, const Grid& b, const Grid& c) {
 /// Where the sum lies among the codes of c, before rounding.
 DETENT_HD float place_of_sum(int32_t qa, int32_t qb, const IntegerAdd& f) { return fmaf(static_cast<float>(qa), f.ra, fmaf(static_cast<float>(qb), f.rb, f.k)); }
 DETENT_HD int32_t add_codes(int32_t qa, int32_t qb, const IntegerAdd& f, const CodeRange& range) {
-  const float v = rintf(place_of_sum(qa, qb, f));
-  const float lo = static_cast<float>(range.lo), hi = static_cast<float>(range.hi);
-  return static_cast<int32_t>(v < lo ? lo : (v > hi ? hi : v));
+  return static_cast<int32_t>(within(rintf(place_of_sum(qa, qb, f)), static_cast<float>(range.lo), static_cast<float>(range.hi)));
 }
 
 /// QLinearGlobalAveragePool: q_y = requantize(sum of (q_x - z_x), average_scale(..).multiplier). More pixels might leave int32.
@@ -71,7 +67,7 @@ DETENT_HD int8_t residual_byte_at(float t, float v, const Grid& g, bool on_value
   const float n = rintf(t), z = static_cast<float>(g.zero_point), q = n + z;
   const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
   const bool inside = on_value ? v >= g.scale * (lo - z) && v <= g.scale * (hi - z) : q >= lo && q <= hi;
-  return inside ? static_cast<int8_t>(rintf(kResidualScale * (n - t))) : kOutside;
+  return inside ? static_cast<int8_t>(nearest(kResidualScale * (n - t))) : kOutside;
 }
 
 /// The clamp in front of a grid, for sums of integers: `low` and `high` are the residual bytes of what it holds at its ends.
@@ -95,7 +91,7 @@ DETENT_HD int8_t residual_byte_at_place(float place, const Grid& g, float clamp_
   const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
   const bool inside = on_value ? v >= g.scale * (lo - z) && v <= g.scale * (hi - z) : n >= lo && n <= hi;
   if (!inside) return kOutside;
-  return v <= clamp_min || v >= clamp_max ? kMasked : static_cast<int8_t>(rintf(kResidualScale * (n - place)));
+  return v <= clamp_min || v >= clamp_max ? kMasked : static_cast<int8_t>(nearest(kResidualScale * (n - place)));
 }
 
 /// True when the clamp in front of quantization is the clamp of the grid: only then is a sum of codes computed on them.

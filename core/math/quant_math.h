@@ -36,6 +36,23 @@ struct GridSpec {
   double least_scale = 0.0;  ///< narrower steps are widened to it (AIMET 2.42: kLeastScale); 0: ranges have a least width instead (AIMET up to v1)
 };
 
+/// v within [lo, hi]; v is a number, and no -0 where an end is 0. One comparison an end on a GPU.
+DETENT_HD float within(float v, float lo, float hi) {
+#if defined(__CUDA_ARCH__)
+  return fminf(fmaxf(v, lo), hi);
+#else
+  return v < lo ? lo : (v > hi ? hi : v);
+#endif
+}
+/// The integer nearest to v, the even one of two; v is within int32. One instruction on a GPU.
+DETENT_HD int32_t nearest(float v) {
+#if defined(__CUDA_ARCH__)
+  return __float2int_rn(v);
+#else
+  return static_cast<int32_t>(rintf(v));
+#endif
+}
+
 /// Quantize in float, before the integer cast: rint(x/s)+z clamped to [qmin,qmax]; NaN gives z.
 DETENT_HD float quantize_to_float(float x, const Grid& g) {
   const float v = rintf(x / g.scale) + static_cast<float>(g.zero_point);
@@ -76,7 +93,7 @@ DETENT_HD int8_t residual_byte(float v, const Grid& g, bool masked, bool on_valu
   const float lo = static_cast<float>(g.qmin), hi = static_cast<float>(g.qmax);
   const bool inside = on_value ? v >= g.scale * (lo - z) && v <= g.scale * (hi - z) : q >= lo && q <= hi;
   if (!inside) return kOutside;
-  return masked ? kMasked : static_cast<int8_t>(rintf(kResidualScale * (n - t)));
+  return masked ? kMasked : static_cast<int8_t>(nearest(kResidualScale * (n - t)));
 }
 
 /// One element of the backward pass of quantization with a learned range: dx, and its terms of FakeQuantBackwardArgs' sums. A NaN x gives no terms.
