@@ -1,6 +1,7 @@
 #include "detent/nn/train.h"
 
 #include <cmath>
+#include <cstdint>
 #include <span>
 #include <utility>
 #include <vector>
@@ -39,26 +40,50 @@ Trainer::~Trainer() = default;
 
 void Trainer::forget_recordings() { recorded_.forget(); }
 
+void Trainer::check_teacher() const {
+  Graph* teacher = distillation.teacher;
+  if (!teacher) return;
+  DETENT_CHECK(distillation.weight >= 0.0f && distillation.weight <= 1.0f, "distillation: weight ", distillation.weight, " is outside 0..1");
+  DETENT_CHECK(std::isfinite(distillation.temperature) && distillation.temperature > 0.0f, "distillation: temperature ", distillation.temperature,
+               "; give a finite number above 0");
+  DETENT_CHECK(teacher != &graph_, "distillation: the teacher is the network that is trained; give a copy of it, made before quantizers were placed");
+  DETENT_CHECK(teacher->transforms().empty(), "distillation: the teacher has ", teacher->transforms().size(), " quantizers; give the float network");
+  DETENT_CHECK(teacher->device() == graph_.device(), "distillation: the teacher is on ", to_string(teacher->device()), ", the network on ", to_string(graph_.device()), "; move one of them (Graph::to)");
+  const Shape theirs = teacher->value(teacher->scores()).shape, ours = graph_.value(graph_.scores()).shape;
+  DETENT_CHECK(theirs == ours, "distillation: the teacher's scores are ", theirs, ", the network's ", ours, "; both need the same classes");
+}
+
+Var Trainer::loss(const Tensor& images, const Tensor& labels) {
+  const auto& [teacher, weight, temperature] = distillation;
+  if (!teacher) return softmax_cross_entropy(graph_(images), labels, label_smoothing);
+  const Tensor target = infer(*teacher, images);  // first: what it computes is gone before the network's values are kept for their gradients
+  const Var scores = graph_(images);
+  const Var taught = affine(detent::distillation(scores, target, temperature), weight, 0.0f);
+  return weight == 1.0f ? taught : add(affine(softmax_cross_entropy(scores, labels, label_smoothing), 1.0f - weight, 0.0f), taught);
+}
+
 // The loss, and the gradient of each parameter (undefined: none).
 std::vector<Tensor> Trainer::forward_backward(const Tensor& images, const Tensor& labels) {
   Tape tape;
-  const Var loss = softmax_cross_entropy(graph_(images), labels, label_smoothing);
-  tape.backward(loss);
-  std::vector<Tensor> results{loss.dense()};
+  const Var value = loss(images, labels);
+  tape.backward(value);
+  std::vector<Tensor> results{value.dense()};
   for (Parameter* p : parameters_) results.push_back(std::exchange(p->grad, Tensor()));
   return results;
 }
 
 std::vector<Tensor> Trainer::recorded_forward_backward(const Tensor& images, const Tensor& labels) {
-  check_labels("training", labels, graph_.value(graph_.scores()).shape[-1]);
+  if (!distillation.teacher || distillation.weight < 1.0f) check_labels("training", labels, graph_.value(graph_.scores()).shape[-1]);
   const bool frozen = freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after;
   const std::string grids = resident_grids_->update(graph_.transforms(), graph_.device());
-  return recorded_.run(text(label_smoothing, frozen ? " frozen batch norm" : "", grids), {images, labels},
+  const std::string taught = distillation.teacher ? text(" taught by ", reinterpret_cast<uintptr_t>(distillation.teacher), ' ', distillation.weight, ' ', distillation.temperature) : "";
+  return recorded_.run(text(label_smoothing, taught, frozen ? " frozen batch norm" : "", grids), {images, labels},
                        [this](const std::vector<Tensor>& in) { return forward_backward(in[0], in[1]); });
 }
 
 StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   require_ready(graph_, "training");
+  check_teacher();
   // Folding, calibrating and freezing change which parameters there are.
   if (std::vector<Parameter*> parameters = graph_.parameters(); parameters != parameters_) {
     parameters_ = std::move(parameters);
@@ -74,6 +99,10 @@ StepInfo Trainer::step(const Tensor& images, const Tensor& labels) {
   info.loss = results[0].item();
   if (!std::isfinite(info.loss)) {
     const NoGrad no_grad;
+    if (Graph* teacher = distillation.teacher) {
+      const std::string layer = first_nonfinite_value(*teacher, images);
+      DETENT_CHECK(layer.empty(), "training: the loss is ", info.loss, " at step ", info.step, "; the teacher's first value that is not finite is \"", layer, "\"; look at its weights");
+    }
     const std::string layer = first_nonfinite_value(graph_, images);
     fail("training: the loss is ", info.loss, " at step ", info.step, "; the first value that is not finite is \"", layer.empty() ? "loss" : layer,
          "\"; lower the learning rate or look at the data");

@@ -56,6 +56,14 @@ struct StepInfo {
   int64_t images = 0;
 };
 
+/// Learning from a trained network (Hinton et al. 2015): the loss is (1 - weight) of the cross entropy and weight of distillation() (autograd/ops.h) towards the teacher's scores of
+/// the same images. The float network can teach its quantized self: a copy of it, made before quantizers were placed.
+struct Distillation {
+  Graph* teacher = nullptr;  ///< null: no distillation. On the student's device, without quantizers; runs in evaluation mode and must outlive the Trainer
+  float weight = 1.0f;       ///< 0..1; with 1 labels are not looked at
+  float temperature = 4.0f;  ///< above 0: both networks' scores are divided by it
+};
+
 class ResidentGrids;
 
 /// One step: forward, loss, backward, update of the parameters that the Graph has then, with the schedule's learning rate (the optimizer's own is
@@ -71,6 +79,8 @@ class Trainer {
   /// Continues a schedule that was interrupted after this many steps.
   void set_steps_done(int64_t steps) { step_ = steps; }
   float label_smoothing = 0.0f;
+  /// A step throws Error for a weight or temperature that makes no sense, and for a teacher that is the trained network, has quantizers, other scores, or is on another device.
+  Distillation distillation;
   /// Where the device records: forward and backward are recorded per shape and replayed (a CUDA graph); a CPU runs as without. Learned ranges become grids on the host before each
   /// replay. Quantizers that encode weights anew at each step read them there, and run step by step as before; so does what is executed node by node. After a change to the graph
   /// between two steps call forget_recordings().
@@ -80,6 +90,8 @@ class Trainer {
   int64_t freeze_batch_norm_after = -1;  ///< batch-norm statistics stay as they are from this many steps on; -1: never
 
  private:
+  void check_teacher() const;
+  Var loss(const Tensor& images, const Tensor& labels);
   std::vector<Tensor> forward_backward(const Tensor& images, const Tensor& labels);
   std::vector<Tensor> recorded_forward_backward(const Tensor& images, const Tensor& labels);
 
@@ -136,6 +148,7 @@ struct FitOptions {
   float average_weights = 0.0f;                       ///< the result is the average over about this share of the steps, the last ones (Optimizer::averaged_share); 0: the last
                                                       ///< step's. Statistics of batch norms left in are not averaged: nn::reestimate_batch_norm measures them anew
   std::function<bool(const StepInfo&)> on_step = {};  ///< false stops
+  Distillation distillation = {};
 };
 
 /// Returns the steps done. SGD with momentum at a constant learning rate over `epochs` passes of `source`. On a GPU steps are recorded (Trainer::record): on_step must not change
@@ -146,6 +159,7 @@ int64_t fit(Graph& graph, Source&& source, const FitOptions& options) {
   Sgd sgd({.learning_rate = options.learning_rate, .momentum = options.momentum, .weight_decay = options.weight_decay});
   sgd.averaged_share = options.average_weights;
   Trainer trainer(graph, sgd, {.base = options.learning_rate});
+  trainer.distillation = options.distillation;
   trainer.record = true;
   bool stopped = false;
   for (int64_t epoch = 0; epoch < options.epochs && !stopped; ++epoch) {

@@ -12,8 +12,6 @@
 #include "detent/core/file.h"
 #include "detent/core/parallel.h"
 #include "detent/io/export.h"
-#include "detent/io/onnx/import.h"
-#include "detent/io/weights.h"
 #include "detent/nn/layers.h"
 #include "detent/nn/models/models.h"
 #include "detent/nn/passes/fold_batch_norm.h"
@@ -34,14 +32,6 @@ void stop_if_asked() {
 }
 
 namespace {
-
-constexpr float kFloatLearningRate = 1e-3f;
-constexpr int64_t kSmallImage = 64;  // an imported network says nothing of how its images were prepared
-
-io::Preprocess default_preprocess(const std::string& arch) {
-  if (arch == "resnet50-v1") return io::Preprocess::keras;
-  return arch.ends_with("-cifar10") ? io::Preprocess::cifar : io::Preprocess::torchvision;
-}
 
 // Line k of the log is step k: what was logged after the checkpoint is dropped, so that a resumed log equals an uninterrupted one.
 void trim_log(const std::string& path, int64_t steps) {
@@ -96,31 +86,6 @@ void Flow::open_data() {
   valid_set_ = std::make_shared<io::TfRecordDataset>(folder, "valid", io::TfRecordOptions{.cache_bytes = kCacheBytes});
 }
 
-void Flow::import_network() {
-  io::OnnxNetwork imported = io::load_onnx(o_.arch, {.image_size = o_.image_size});
-  net_ = std::move(imported.graph);
-  encodings_ = std::move(imported.encodings);
-  DETENT_CHECK(net_.inputs().size() == 1, "--arch ", o_.arch, ": it has ", net_.inputs().size(), " inputs, one image is given");
-  const Shape in = net_.value(net_.inputs()[0]).shape, out = net_.value(net_.scores()).shape;
-  DETENT_CHECK(in.rank() == 4 && in[1] == in[2] && in[3] == 3, "--arch ", o_.arch, ": its input is ", in, "; square images of three channels are given");
-  DETENT_CHECK(o_.image_size == 0 || o_.image_size == in[1], "--image-size ", o_.image_size, ": the network in ", o_.arch, " takes images of ", in[1]);
-  DETENT_CHECK(out.rank() == 2, "--arch ", o_.arch, ": its output is ", out, "; scores [n,classes] are needed");
-  DETENT_CHECK(o_.classes == 0 || o_.classes == out[1], "--classes ", o_.classes, ": the network in ", o_.arch, " has ", out[1]);
-  shape_ = {out[1], in[1]};
-  preprocess_ = o_.preprocess.value_or(in[1] <= kSmallImage ? io::Preprocess::cifar : io::Preprocess::torchvision);
-  if (!o_.preprocess) say(o_.quiet, text("images are prepared as for ", io::to_string(preprocess_), ", by the input's size; --preprocess names another way"));
-}
-
-void Flow::build_network() {
-  if (o_.imported()) return import_network();
-  shape_ = nn::models::published(o_.arch);
-  if (o_.built_in()) shape_ = {kBuiltInClasses, kBuiltInImageSize};
-  if (o_.classes) shape_.classes = o_.classes;
-  if (o_.image_size) shape_.image_size = o_.image_size;
-  preprocess_ = o_.preprocess.value_or(o_.built_in() ? io::Preprocess::cifar : default_preprocess(o_.arch));
-  net_ = nn::models::make(o_.arch, shape_);
-}
-
 io::LoaderOptions Flow::loader_options(bool training) const {
   return {.batch = training ? o_.batch : o_.eval_batch,
           .shuffle = training,
@@ -160,38 +125,6 @@ void Flow::quantize() {
   const quant::QuantizerCounts n = sim_->counts();
   say(o_.quiet, text("placed ", n.weight, " weight, ", n.activation, " activation and ", n.bias, " bias quantizers"));
   if (n.weight + n.activation + n.bias == 0) say(false, "warning: the configuration leaves nothing quantized");
-}
-
-// Few steps fit a first run: AdamW with warm-up and a cosine, residual branches silent at first.
-void Flow::train_built_in() {
-  const std::string cached =
-      join_path(cache_folder(), text("float-", o_.arch, "-", o_.float_steps, "-", o_.seed, "-", o_.batch, o_.precision == "bf16" ? "-bf16" : "", ".safetensors"));
-  if (file_exists(cached)) {
-    say(o_.quiet, "float weights from " + cached);
-    return io::load_weights(net_, cached);
-  }
-  nn::initialize(net_, {.seed = o_.seed, .zero_last_norm_scale = true});
-  net_.to(device_);
-  nn::Adam adam({.learning_rate = kFloatLearningRate, .weight_decay = 0.05f, .decoupled = true});
-  nn::Trainer trainer(net_, adam, {.kind = nn::Schedule::Kind::cosine, .base = kFloatLearningRate, .warmup_steps = o_.float_steps / 10, .total_steps = o_.float_steps});
-  trainer.record = true;
-  io::LoaderOptions options = loader_options(true);
-  options.drop_last = true;
-  io::Loader loader(train_set_, options);
-  Progress bar("train float", o_.float_steps * o_.batch, o_.quiet);
-  for (int64_t step = 0; step < o_.float_steps;) {
-    for (const io::Batch& b : loader) {
-      const nn::StepInfo info = trainer.step(b.images, b.labels);
-      step = info.step;
-      bar.update(step * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
-      stop_if_asked();
-      if (step == o_.float_steps) break;
-    }
-  }
-  report_.images["train"] = loader.images();
-  report_.images_per_second["train_float"] = rate(o_.float_steps * o_.batch, bar.seconds());
-  make_folders(cache_folder());
-  io::save_weights(net_, cached);
 }
 
 // Training images as evaluation sees them.
@@ -324,6 +257,8 @@ bool Flow::train() {
   trainer.set_steps_done(progress_.step);
   trainer.freeze_batch_norm_after = o_.freeze_bn_after;
   trainer.record = true;
+  make_teacher();
+  if (o_.distill > 0.0f) trainer.distillation = {.teacher = &teacher_, .weight = o_.distill, .temperature = o_.distill_temperature};
 
   LogGuard guard{path(".log.jsonl"), progress_.step > 0};
   trim_log(guard.path, progress_.step);
@@ -447,11 +382,7 @@ int Flow::run_stages() {
     using Clock = std::chrono::steady_clock;
     const auto since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
     auto start = Clock::now();
-    if (o_.built_in()) {
-      train_built_in();
-    } else if (!o_.weights.empty()) {
-      io::load_weights(net_, o_.weights);
-    }
+    load_float_weights(net_);
     net_.to(device_);
     validate("float");
     fold();

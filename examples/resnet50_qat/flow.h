@@ -38,7 +38,9 @@ class Flow {
   void open_data();
   void build_network();
   void import_network();
-  void train_built_in();
+  void load_float_weights(detent::nn::Graph& net);
+  void train_built_in(detent::nn::Graph& net);
+  void make_teacher();
   detent::io::LoaderOptions loader_options(bool training) const;
   detent::io::LoaderOptions calibration_options(int64_t images) const;
   detent::nn::Accuracy validate(const std::string& stage);
@@ -75,6 +77,7 @@ class Flow {
   detent::Device device_;
   detent::quant::QuantConfig config_;
   detent::nn::Graph net_;
+  detent::nn::Graph teacher_;                ///< the float network, with --distill
   detent::quant::EncodingMap encodings_;     ///< grids that the ONNX file of --arch carries
   detent::quant::EncodingMap given_ranges_;  ///< those of --encodings
   std::unique_ptr<detent::quant::QuantSim> sim_;

@@ -92,6 +92,13 @@ void check(const Options& o, int threads) {
   finite("--weight-decay", o.weight_decay, 0.0f);
   finite("--average-weights", o.average_weights, 0.0f);
   DETENT_CHECK(o.average_weights <= 1.0f, "--average-weights ", o.average_weights, ": give a share of the steps, at most 1");
+  finite("--distill", o.distill, 0.0f);
+  DETENT_CHECK(o.distill <= 1.0f, "--distill ", o.distill, ": give a share of the loss, at most 1");
+  DETENT_CHECK(std::isfinite(o.distill_temperature) && o.distill_temperature >= 0.1f && o.distill_temperature <= 100.0f, "--distill-temperature ", o.distill_temperature,
+               ": give 0.1..100");
+  DETENT_CHECK(o.distill == 0.0f || o.epochs > 0, "--distill ", o.distill, ": --epochs 0 trains nothing; leave one of them out");
+  DETENT_CHECK(o.distill == 0.0f || o.built_in() || o.imported() || !o.weights.empty(), "--distill ", o.distill,
+               ": also give --weights with the trained float network, which teaches; a checkpoint holds the quantized one only");
   DETENT_CHECK(o.momentum < 1.0f, "--momentum ", o.momentum, ": give a number below 1");
   DETENT_CHECK(!o.prefix.empty() && o.prefix.find('/') == std::string::npos, "--prefix \"", o.prefix, "\": give a file name without a folder; the folder is --output");
   DETENT_CHECK(o.prefix.size() <= 200, "--prefix: ", o.prefix.size(), " characters; file names begin with it, give at most 200");
@@ -157,6 +164,9 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--weight-decay", o.weight_decay, "of SGD");
   app.add_option("--average-weights", o.average_weights,
                  "the result's weights and ranges are averages over about this share of the steps, the last ones; 0: those of the last step");
+  app.add_option("--distill", o.distill,
+                 "share of the loss that is the distance to the float network's scores (distillation), 0..1; the rest is the labels'. For 4 bits and fewer: 1");
+  app.add_option("--distill-temperature", o.distill_temperature, "of --distill: scores are divided by it");
   app.add_option("--max-steps", o.max_steps, "stop training after so many steps; 0: no limit");
   app.add_option("--eval-samples", o.eval_samples, "validate on the first so many images; 0: all");
   app.add_option("--classes", o.classes, "classes of the network; 0: as published");
@@ -217,6 +227,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   for (const auto r : {detent::quant::RangeRule::gated, detent::quant::RangeRule::lsq, detent::quant::RangeRule::aimet}) {
     if (to_string(r) == rule) o.range_rule = r;
   }
+  DETENT_CHECK(o.distill > 0.0f || app.get_option("--distill-temperature")->count() == 0, "--distill-temperature ", o.distill_temperature, ": also give --distill");
   DETENT_CHECK(o.keep_batch_norm || app.get_option("--reestimate-bn")->count() == 0, "--reestimate-bn ", o.reestimate_bn,
                ": also give --batch-norm keep; folded batch norms have no statistics");
   if (!preprocess.empty()) o.preprocess = detent::io::parse_preprocess(preprocess);
@@ -259,6 +270,7 @@ std::string resume_key(const Options& o) {
   if (o.equalize != "no") key["equalize"] = o.equalize;
   if (o.adaround > 0) key["adaround"] = o.adaround, key["adaround-iterations"] = o.adaround_iterations;
   if (o.correct_biases > 0) key["correct-biases"] = o.correct_biases;
+  if (o.distill > 0.0f) key["distill"] = o.distill, key["distill-temperature"] = o.distill_temperature, key["weights"] = o.weights;  // the teacher's
   if (o.products != "integers") key["products"] = o.products;
   if (o.precision != "tf32") key["precision"] = o.precision;
   return key.dump();

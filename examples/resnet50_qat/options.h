@@ -43,6 +43,7 @@ struct Options {
   int64_t decay_steps = 5;        ///< epochs, of step
   float momentum = 0.9f, weight_decay = 0.0f;
   float average_weights = 0.1f;
+  float distill = 0.0f, distill_temperature = 4.0f;  ///< share of the loss that the float network teaches; 0: not
   int64_t max_steps = 0, eval_samples = 0;
   int64_t classes = 0, image_size = 0;  ///< 0: by architecture
   std::optional<detent::io::Preprocess> preprocess;

@@ -74,8 +74,9 @@ struct Training {
 };
 
 // A few steps, the batches in turn.
-Training train(Graph& g, bool record, Optimizer& optimizer, int64_t steps = 6) {
+Training train(Graph& g, bool record, Optimizer& optimizer, int64_t steps = 6, const Distillation& distillation = {}) {
   Trainer trainer(g, optimizer, {.base = 0.05f});
+  trainer.distillation = distillation;
   trainer.record = record;
   Training t;
   for (int64_t i = 0; i < steps; ++i) t.losses.push_back(trainer.step(images(static_cast<uint64_t>(20 + i % 3)), labels()).loss);
@@ -216,6 +217,38 @@ TEST_CASE("a recorded training step gives the same bits, is keyed by shape, and 
   trainer.forget_recordings();
   CHECK(trainer.recorded().recordings() == 0);
   trainer.step(images(), labels());
+  CHECK(trainer.recorded().replays() == 2);
+}
+
+TEST_CASE("a recorded step that a teacher takes part in gives the same bits, is keyed by its weight, and follows the cpu") {
+  NEEDS_DEVICE();
+  const auto run = [](Device device, bool record) {
+    Graph teacher = network(true, 3), g = network(false);
+    static_cast<Conv2d&>(*g.find("conv2")->module).bias.trainable = false;
+    teacher.to(device);
+    g.to(device);
+    Sgd sgd({.learning_rate = 0.05f, .momentum = 0.9f});
+    return train(g, record, sgd, 6, {.teacher = &teacher, .weight = 0.7f, .temperature = 2.0f});
+  };
+  const Training plain = run(kGpu, false), recorded = run(kGpu, true);
+  CHECK(recorded.refusal == "");
+  CHECK(recorded.replays == 4);
+  check_same(recorded, plain);
+  check_close(plain, run(Device{}, false), 2e-3);
+
+  Graph teacher = network(true, 3), g = network(false);
+  g.to(kGpu);
+  Sgd sgd({.learning_rate = 0.01f});
+  Trainer trainer(g, sgd, {.base = 0.01f});
+  trainer.record = true;
+  trainer.distillation = {.teacher = &teacher};
+  CHECK_MENTIONS(message_of([&] { trainer.step(images(), labels()); }), "the teacher is on cpu, the network on cuda:0");
+  teacher.to(kGpu);
+  for (const float weight : {1.0f, 0.5f}) {
+    trainer.distillation.weight = weight;
+    for (int i = 0; i < 3; ++i) trainer.step(images(), labels());
+  }
+  CHECK(trainer.recorded().recordings() == 2);
   CHECK(trainer.recorded().replays() == 2);
 }
 

@@ -95,6 +95,35 @@ TEST_CASE("a_cosine_ends_at_zero_and_is_continued_with_its_own_end_only") {
   CHECK_CONTAINS(longer.err, "--epochs 2");
 }
 
+TEST_CASE("the_float_network_teaches_also_a_resumed_run") {
+  const Workshop w;
+  const Arguments taught{"--param-bw", "4", "--output-bw", "4", "--epochs", "2", "--lr", "0.001", "--checkpoint-every", "5", "--distill", "0.8", "--distill-temperature", "2"};
+  const Outcome whole = w.run(w.good("whole") + taught);
+  INFO(whole.err);
+  REQUIRE(whole.code == 0);
+  const auto options = nlohmann::json::parse(slurp((w / "whole") + "/m.summary.json")).at("options");
+  CHECK(options.at("distill").get<double>() == doctest::Approx(0.8));
+  CHECK(options.at("distill-temperature").get<double>() == 2.0);
+  REQUIRE(w.run(w.good("parts") + taught + Arguments{"--max-steps", "5"}).code == 0);
+  const Outcome rest = w.run(w.good("parts") + taught + Arguments{"--resume", "auto"});
+  INFO(rest.err);
+  REQUIRE(rest.code == 0);
+  same_results(w, "whole", "parts");
+
+  const Arguments untaught(taught.begin(), taught.end() - 4);
+  REQUIRE(w.run(w.good("untaught") + untaught).code == 0);
+  CHECK(slurp((w / "untaught") + "/m.log.jsonl") != slurp((w / "whole") + "/m.log.jsonl"));
+  const Outcome other = w.run(w.good("parts") + untaught + Arguments{"--resume", "auto"});
+  CHECK(other.code == 2);
+  CHECK_CONTAINS(other.err, "--distill");
+  // A checkpoint does not hold the teacher.
+  Arguments alone = w.good("parts") + taught + Arguments{"--resume", "auto"};
+  alone.erase(std::find(alone.begin(), alone.end(), "--weights"), std::find(alone.begin(), alone.end(), "--weights") + 2);
+  const Outcome orphan = w.run(alone);
+  CHECK(orphan.code == 2);
+  CHECK_CONTAINS(orphan.err, "also give --weights");
+}
+
 TEST_CASE("16_bit_floats_percentiles_and_dumps_of_both_networks") {
   const Workshop w;
   const Arguments brief{"--max-steps", "2", "--eval-samples", "8"};
