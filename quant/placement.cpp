@@ -1,7 +1,11 @@
 #include "detent/quant/placement.h"
 
 #include <algorithm>
+#include <optional>
+#include <set>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "detent/nn/layers.h"
 
@@ -21,6 +25,7 @@ class Placer {
     match_supergroups();
     mark_inputs();
     apply_overrides();
+    mark_ends();
     place_inputs();
     for (size_t i = 0; i < graph_.nodes().size(); ++i) {
       place_parameters(graph_.nodes()[i]);
@@ -144,6 +149,29 @@ class Placer {
     }
   }
 
+  // A value is at an end when no layer with weights computes towards it, or none reads on from it; a layer, when it reads the one or gives the other.
+  void mark_ends() {
+    if (options_.first_last_bits == 0) return;
+    const auto count = static_cast<size_t>(graph_.value_count());
+    std::vector<bool> computed(count, false), read(count, false);
+    const auto at = [](std::vector<bool>& of, Value v) { return of[static_cast<size_t>(v.id)]; };
+    const std::vector<Graph::Node>& nodes = graph_.nodes();
+    for (const Graph::Node& n : nodes) {
+      at(computed, n.output) = foldable(n.op) || std::any_of(n.inputs.begin(), n.inputs.end(), [&](Value v) { return at(computed, v); });
+    }
+    for (auto n = nodes.rbegin(); n != nodes.rend(); ++n) {
+      for (const Value v : n->inputs) at(read, v) = at(read, v) || foldable(n->op) || at(read, n->output);
+    }
+    at_end_.resize(count);
+    for (size_t i = 0; i < count; ++i) at_end_[i] = !computed[i] || !read[i];
+    for (const Graph::Node& n : nodes) {
+      if (foldable(n.op) && (!at(computed, n.inputs[0]) || !at(read, n.output))) end_layers_.insert(n.name);
+    }
+  }
+
+  // What an override says wins.
+  std::optional<int> own_bits(const std::optional<int>& bits, bool at_end) const { return bits || !at_end ? bits : std::optional<int>(options_.first_last_bits); }
+
   void place_inputs() {
     for (const Value v : graph_.inputs()) {
       if (wanted(v)) place_activation(v);
@@ -174,7 +202,7 @@ class Placer {
     const std::string op = producer ? producer->op : "";
     const Override o = config_.override_for(info.name, producer ? producer->name : std::string());
     QuantizerSpec s = base_spec(o);
-    set_width(s, o.output_bits, options_.output_bits, o.output_format, options_.output_format);
+    set_width(s, own_bits(o.output_bits, !at_end_.empty() && at_end_[static_cast<size_t>(v.id)]), options_.output_bits, o.output_format, options_.output_format);
     if (!o.output_quantized.value_or(true) || s.grid.bits == 32) return;
     s.grid.symmetric = o.output_symmetric.value_or(config_.symmetric_output(op));
     if (const OpRule* rule = config_.rule(op)) {
@@ -208,7 +236,7 @@ class Placer {
       const std::string& kind = parameter.kind;
       const Override o = config_.override_for(graph_.value(n.output).name, n.name);
       QuantizerSpec s = base_spec(o);
-      set_width(s, o.param_bits, options_.param_bits, o.param_format, options_.param_format);
+      set_width(s, own_bits(o.param_bits, end_layers_.contains(n.name)), options_.param_bits, o.param_format, options_.param_format);
       bool on = config_.quantizes_param(n.op, kind);
       if (kind == "weight") on = o.params_quantized.value_or(on);
       if (!on || s.grid.bits == 32) return;
@@ -249,7 +277,8 @@ class Placer {
   Graph& graph_;
   const QuantSimOptions& options_;
   const QuantConfig& config_;
-  std::vector<bool> wanted_, inner_;
+  std::vector<bool> wanted_, inner_, at_end_;
+  std::set<std::string> end_layers_;
   std::vector<Placement> placements_;
 };
 
@@ -276,6 +305,7 @@ std::vector<Placement> place_quantizers(Graph& graph, const QuantSimOptions& opt
   require_free(graph);
   check_bits(options.param_bits, options.param_format, "param_bits");
   check_bits(options.output_bits, options.output_format, "output_bits");
+  if (options.first_last_bits != 0) check_bits(options.first_last_bits, NumberFormat::integer, "first_last_bits");
   return Placer(graph, options).run();
 }
 

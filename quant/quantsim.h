@@ -17,6 +17,7 @@ struct QuantSimOptions {
   Scheme scheme = Scheme::range_learning_tf_enhanced;
   int param_bits = 8;                                 ///< 2..16, or 32: parameters stay in float
   int output_bits = 8;                                ///< 2..16, or 32
+  int first_last_bits = 0;                            ///< of the first and the last layers' weights, of the network's inputs and of its outputs; 0: as the rest
   NumberFormat param_format = NumberFormat::integer;  ///< float16 and bfloat16 need 16 bits
   NumberFormat output_format = NumberFormat::integer;
   QuantConfig config = default_config();

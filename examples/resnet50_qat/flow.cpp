@@ -116,6 +116,7 @@ void Flow::quantize() {
   sim_ = std::make_unique<quant::QuantSim>(net_, quant::QuantSimOptions{.scheme = o_.scheme,
                                                                         .param_bits = o_.param_bits,
                                                                         .output_bits = o_.output_bits,
+                                                                        .first_last_bits = o_.first_last_bits,
                                                                         .param_format = o_.param_format,
                                                                         .output_format = o_.output_format,
                                                                         .config = config_,

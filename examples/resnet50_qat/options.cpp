@@ -86,6 +86,8 @@ void check(const Options& o, int threads) {
   for (const auto& [option, bits] : {std::pair{"--param-bw", o.param_bits}, std::pair{"--output-bw", o.output_bits}}) {
     DETENT_CHECK((bits >= 2 && bits <= 16) || bits == 32, option, " ", bits, ": give 2..16, or 32 for float");
   }
+  DETENT_CHECK(o.first_last_bits == 0 || (o.first_last_bits >= 2 && o.first_last_bits <= 16) || o.first_last_bits == 32, "--first-last-bw ", o.first_last_bits,
+               ": give 2..16, 32 for float, or 0 for the bits of the rest");
   finite("--lr", o.lr, 0.0f);
   finite("--range-lr-scale", o.range_lr_scale, 0.0f);
   finite("--momentum", o.momentum, 0.0f);
@@ -139,6 +141,8 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--quant-scheme", scheme, "tf, tf-enhanced, percentile, mse, moving-average, entropy: fixed ranges; range-learning-tf and so on: where learned ranges start");
   app.add_option("--param-bw", o.param_bits, "bits of weights, 2..16, or 32 for float");
   app.add_option("--output-bw", o.output_bits, "bits of activations, 2..16, or 32 for float");
+  app.add_option("--first-last-bw", o.first_last_bits,
+                 "bits of the first and last layers' weights, the network's input and output: 8 where the rest has 4 or fewer; 0: as the rest");
   app.add_option("--param-type", param_type, "what weights are kept in: int (a grid of --param-bw bits), float16 or bfloat16");
   app.add_option("--output-type", output_type, "what activations are kept in: int (a grid of --output-bw bits), float16 or bfloat16");
   app.add_option("--percentile", o.percentile, "of the percentile schemes, 50..100: the share of values on one side that the range holds; 100 is minimum and maximum");
@@ -270,6 +274,7 @@ std::string resume_key(const Options& o) {
   if (o.equalize != "no") key["equalize"] = o.equalize;
   if (o.adaround > 0) key["adaround"] = o.adaround, key["adaround-iterations"] = o.adaround_iterations;
   if (o.correct_biases > 0) key["correct-biases"] = o.correct_biases;
+  if (o.first_last_bits != 0) key["first-last-bw"] = o.first_last_bits;
   if (o.distill > 0.0f) key["distill"] = o.distill, key["distill-temperature"] = o.distill_temperature, key["weights"] = o.weights;  // the teacher's
   if (o.products != "integers") key["products"] = o.products;
   if (o.precision != "tf32") key["precision"] = o.precision;

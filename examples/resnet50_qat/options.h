@@ -22,6 +22,7 @@ struct Options {
   int64_t batch = 32, eval_batch = 64;
   detent::quant::Scheme scheme = detent::quant::Scheme::range_learning_tf_enhanced;
   int param_bits = 8, output_bits = 8;
+  int first_last_bits = 0;  ///< 0: as the rest
   detent::quant::NumberFormat param_format = detent::quant::NumberFormat::integer, output_format = detent::quant::NumberFormat::integer;
   double percentile = 99.99;
   std::string config;

@@ -73,6 +73,7 @@ TEST_CASE("bad_options") {
                {"unknown precision", {"--precision", "fp16"}, {"--precision \"fp16\"", "bf16"}},
                {"1 bit", {"--param-bw", "1"}, {"--param-bw 1"}},
                {"17 bits", {"--output-bw", "17"}, {"--output-bw 17"}},
+               {"1 bit at the ends", {"--first-last-bw", "1"}, {"--first-last-bw 1", "2..16"}},
                {"8 bits of a 16-bit float", {"--param-type", "float16", "--param-bw", "8"}, {"--param-bw 8", "float16"}},
                {"unknown number format", {"--output-type", "float61"}, {"float61", "float16"}},
                {"a percentile that drops half", {"--percentile", "49"}, {"--percentile 49"}},

@@ -153,6 +153,38 @@ TEST_CASE("placement_overrides_switch_on_and_off_and_match_something") {
   CHECK_MENTIONS(m, "nearest: right");
 }
 
+TEST_CASE("placement_ends_of_the_network_have_their_own_width") {
+  // Two inputs, one behind an operator without weights and one that joins later; two outputs, one behind its layer's ReLU.
+  Graph g;
+  const Value x = g.input("x", {8, 8, 4}), side = g.input("side", {8, 8, 4});
+  const Value scaled = g.add<Activation>("scaled", {x}, Pointwise{PointwiseKind::sigmoid});
+  const Value r = g.add<Activation>("relu", {g.add<Conv2d>("stem", {scaled}, conv(4, 4))}, relu_op());
+  const Value joined = g.add<Binary>("joined", {r, side}, BinaryOp::add);
+  const Value inner = g.add<Conv2d>("inner", {joined}, conv(4, 4));
+  const Value pooled = g.add<Flatten>("flatten", {g.add<GlobalAveragePool>("pool", {inner})});
+  g.output(g.add<Dense>("fc", {pooled}, Dense::Options{.in = 4, .out = 3}));
+  g.output(g.add<Activation>("map", {g.add<Conv2d>("head", {r}, conv(4, 4))}, relu_op()));
+  initialize(g, {.seed = 1});
+  const std::string rules = config("", R"({"op_list": ["Conv", "Relu"]})");
+  const auto bits = [&](const QuantSimOptions& options) {
+    QuantSim sim(g, options);
+    std::string b;
+    for (const Placement& p : sim.placements()) b += p.name + text(' ', p.quantizer->spec().grid.bits, ", ");
+    return b;
+  };
+  QuantSimOptions options{.param_bits = 4, .output_bits = 4, .config = parse_config(rules, "test")};
+  CHECK(bits(options).find(" 8,") == std::string::npos);
+  options.first_last_bits = 8;
+  CHECK(bits(options) == "x 8, side 8, scaled 8, stem.weight 8, relu 4, joined 4, inner.weight 4, inner 4, pool 4, fc.weight 8, fc 8, head.weight 8, map 8, ");
+  options.first_last_bits = 32;
+  CHECK(bits(options) == "relu 4, joined 4, inner.weight 4, inner 4, pool 4, ");
+  // A layer's own setting wins.
+  options.first_last_bits = 8;
+  options.config = parse_config(config("", R"({"op_list": ["Conv", "Relu"]})", R"(, "overrides": [{"name": "stem", "param_bitwidth": 6}, {"name": "map", "output_bitwidth": 5}])"), "test");
+  CHECK(bits(options) == "x 8, side 8, scaled 8, stem.weight 6, relu 4, joined 4, inner.weight 4, inner 4, pool 4, fc.weight 8, fc 8, head.weight 8, map 5, ");
+  CHECK_MENTIONS(message_of([&] { QuantSim(g, {.first_last_bits = 1}); }), "first_last_bits: 1 bits");
+}
+
 TEST_CASE("placement_ties_what_a_concat_joins") {
   Graph g = branching();
   QuantSim sim(g, {.scheme = Scheme::tf, .config = default_config("integer")});
