@@ -118,6 +118,18 @@ def cuda_module():
     return True, f"compiled and linked by {nvcc}: {module.stat().st_size / 1e6:.1f} MB"
 
 
+def gpu_check():
+    """The bundle for a machine with a GPU, tried on the module that runs kernels on the host: what it measures means nothing here."""
+    folder, report = BUILD / "gpu-check", BUILD / "gpu-report"
+    code, output = run("scripts/gpu_check", "bundle", folder)
+    if code:
+        return False, output
+    code, small = run(folder / "gpu_check", "run", "--small", "--only", "speed", "--precisions", "tf32", "--out", report, env={"DETENT_CUDA_MODULE": str(BUILD / "tests/device/libdetent_cuda_host.so")})
+    lines = json.loads((report / "report.json").read_text()) if (report / "report.json").exists() else []
+    ran = code == 0 and any(line["what"].startswith("  QAT step") for line in lines)
+    return ran, output.strip() if ran else small
+
+
 def install():
     shutil.rmtree(INSTALLED, ignore_errors=True)
     code, output = run("meson", "install", "-C", BUILD, "--no-rebuild", "--quiet", "--destdir", INSTALLED)
@@ -254,6 +266,7 @@ def main():
     tally.command("cuda module", cuda_module)
     if options.ptx and (BUILD / "libdetent_cuda.so").exists():
         run_suite(tally, BUILD, "ptx", suite="ptx")
+        tally.command("gpu_check", gpu_check)
     tally.command("install", install)
     if any(INSTALLED.rglob("detent.pc")):
         tally.command("headers", headers)
