@@ -57,7 +57,7 @@ void check_labels(const char* op, const Tensor& labels, int64_t classes) {
   if (labels.device().type != DeviceType::cpu) return;
   const int64_t* l = labels.data<int64_t>();
   for (int64_t i = 0; i < labels.elements(); ++i) {
-    DETENT_CHECK(l[i] >= 0 && l[i] < classes, op, ": label ", l[i], " of row ", i, " is outside the ", classes, " classes; check --label-offset and --classes of the data");
+    DETENT_CHECK(l[i] >= 0 && l[i] < classes, op, ": label ", l[i], " of row ", i, " is outside the ", classes, " classes; check the label offset and the number of classes (--label-offset, --classes)");
   }
 }
 

@@ -26,14 +26,16 @@ const Tensor& Var::dense() const {
 bool Var::tracked() const { return slot_ >= 0 && tape_ == active_id && active_tape != nullptr; }
 
 void GradSink::add(int i, Tensor grad) {
+  DETENT_CHECK(i >= 0 && static_cast<size_t>(i) < slots_.size(), "backward of ", op_, ": a gradient for input ", i, ", it has ", slots_.size());
   const int32_t slot = slots_[static_cast<size_t>(i)];
   if (slot < 0) return;
+  const Shape& shape = shapes_[static_cast<size_t>(slot)];
+  DETENT_CHECK(grad.shape() == shape, "backward of ", op_, ": the gradient of input ", i, " is ", grad.shape(), ", the input ", shape);
   Tensor& g = grads_[static_cast<size_t>(slot)];
   if (!g.defined()) {
     g = std::move(grad);
     return;
   }
-  DETENT_CHECK(g.shape() == grad.shape(), "backward: gradients of shapes ", g.shape(), " and ", grad.shape(), " meet at one value");
   // A buffer that something else still reads must not change under it.
   if (!g.unique()) g = g.clone();
   backend(g.device()).kernels().accumulate(g.data<float>(), grad.data<float>(), g.elements());
@@ -61,13 +63,16 @@ NoGrad::~NoGrad() {
 
 Tape* Tape::active() { return active_tape; }
 
-int32_t Tape::new_slot() { return slots_++; }
+int32_t Tape::new_slot(const Shape& shape) {
+  shapes_.push_back(shape);
+  return static_cast<int32_t>(shapes_.size()) - 1;
+}
 
 Var Tape::leaf(Leaf& leaf) {
   Var v(leaf.value);
   if (!active_tape || !leaf.trainable) return v;
-  const auto [it, inserted] = active_tape->leaves_.try_emplace(&leaf, active_tape->slots_);
-  if (inserted) active_tape->new_slot();
+  const auto [it, inserted] = active_tape->leaves_.try_emplace(&leaf, 0);
+  if (inserted) it->second = active_tape->new_slot(leaf.value.shape());
   v.slot_ = it->second;
   v.tape_ = active_id;
   return v;
@@ -75,7 +80,7 @@ Var Tape::leaf(Leaf& leaf) {
 
 Var Tape::watch(Tensor value) {
   Var v(std::move(value));
-  v.slot_ = new_slot();
+  v.slot_ = new_slot(v.shape());
   v.tape_ = id_;
   watched_.push_back(v.slot_);
   return v;
@@ -85,7 +90,7 @@ Var Tape::record(const char* op, std::span<const Var> inputs, Var output, Backwa
   bool wanted = false;
   for (const Var& v : inputs) wanted = wanted || v.tracked();
   if (!wanted) return output;
-  Node node{op, active_tape->new_slot(), {}, std::move(backward), Profile::current()};
+  Node node{op, active_tape->new_slot(output.shape()), {}, std::move(backward), Profile::current()};
   node.inputs.reserve(inputs.size());
   for (const Var& v : inputs) node.inputs.push_back(v.tracked() ? v.slot_ : -1);
   output.slot_ = node.output;
@@ -100,9 +105,11 @@ void Tape::backward(const Var& loss) {
 }
 
 void Tape::backward(const Var& y, const Tensor& dy) {
-  DETENT_CHECK(y.slot_ >= 0 && y.tape_ == id_, "backward: the value was not recorded on this tape");
+  DETENT_CHECK(!walked_, "backward: this tape was walked already, and what it had saved is gone; add the losses and walk once, or record on a new tape");
+  DETENT_CHECK(y.slot_ >= 0 && y.tape_ == id_, "backward: the value was not recorded on this tape, or depends on nothing that is trained");
   DETENT_CHECK(y.shape() == dy.shape(), "backward: upstream gradient ", dy.shape(), " for a value of shape ", y.shape());
-  grads_.assign(static_cast<size_t>(slots_), Tensor());
+  walked_ = true;
+  grads_.assign(shapes_.size(), Tensor());
   grads_[static_cast<size_t>(y.slot_)] = dy;
   while (!nodes_.empty()) {
     Node node = std::move(nodes_.back());
@@ -110,7 +117,7 @@ void Tape::backward(const Var& y, const Tensor& dy) {
     Tensor g = std::move(grads_[static_cast<size_t>(node.output)]);
     grads_[static_cast<size_t>(node.output)] = Tensor();
     if (!g.defined()) continue;
-    GradSink sink(grads_, node.inputs);
+    GradSink sink(node.op, grads_, shapes_, node.inputs);
     const Profile::Section section(node.op, node.layer);
     node.backward(g, sink);
   }

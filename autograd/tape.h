@@ -18,13 +18,15 @@ class GradSink {
  public:
   /// Is the gradient of input i wanted? Skip its computation when not.
   bool needs(int i) const { return slots_[static_cast<size_t>(i)] >= 0; }
-  /// Gives the gradient of input i: the first is moved in, later ones are added in place.
+  /// Gives the gradient of input i, of its shape: the first is moved in, later ones are added in place. Throws Error for another shape, and for an input that the op does not have.
   void add(int i, Tensor grad);
 
  private:
   friend class Tape;
-  GradSink(std::vector<Tensor>& grads, std::span<const int32_t> slots) : grads_(grads), slots_(slots) {}
+  GradSink(const char* op, std::vector<Tensor>& grads, std::span<const Shape> shapes, std::span<const int32_t> slots) : op_(op), grads_(grads), shapes_(shapes), slots_(slots) {}
+  const char* op_;
   std::vector<Tensor>& grads_;
+  std::span<const Shape> shapes_;  // of all slots
   std::span<const int32_t> slots_;
 };
 
@@ -51,7 +53,8 @@ class Tape {
     return record(op, std::span<const Var>(inputs.begin(), inputs.size()), std::move(output), std::move(backward));
   }
 
-  /// d loss / d leaf into Leaf::grad for every leaf reached (overwriting), and into grad() for watched Vars. The loss has one element. Consumes the tape.
+  /// d loss / d leaf into Leaf::grad for every leaf reached (overwriting), and into grad() for watched Vars. The loss has one element. Consumes the tape:
+  /// a second walk is an Error. Several losses are added first.
   void backward(const Var& loss);
   /// The same from a given upstream gradient of any shape.
   void backward(const Var& y, const Tensor& dy);
@@ -69,11 +72,12 @@ class Tape {
     BackwardFn backward;
     Profile::Mark layer;
   };
-  int32_t new_slot();
+  int32_t new_slot(const Shape& shape);
 
   uint64_t id_;
   Tape* outer_;
-  int32_t slots_ = 0;
+  bool walked_ = false;
+  std::vector<Shape> shapes_;  // of the values in the slots
   std::vector<Node> nodes_;
   std::unordered_map<Leaf*, int32_t> leaves_;
   std::vector<int32_t> watched_;

@@ -172,7 +172,7 @@ void save_checkpoint(const std::string& path, nn::Graph& graph, quant::QuantSim*
   s["weights"] = safetensors_bytes(weights_of(graph));
   std::vector<NamedTensor> state;
   for (const auto& [name, tensor] : optimizer.state()) state.push_back({name, tensor});
-  s["optimizer"] = safetensors_bytes(state, {{"steps", std::to_string(optimizer.steps_done())}});
+  s["optimizer"] = safetensors_bytes(state, {{"kind", optimizer.kind()}, {"steps", std::to_string(optimizer.steps_done())}});
   if (sim) s["quantizers"] = quantizer_bytes(*sim);
   write_checkpoint_file(path, s);
 }
@@ -192,6 +192,8 @@ Progress load_checkpoint(const std::string& path, nn::Graph& graph, quant::Quant
   DETENT_CHECK(steps != state.metadata.end() && std::from_chars(steps->second.data(), steps->second.data() + steps->second.size(), steps_done).ec == std::errc{}, "checkpoint ", path,
                ": section \"optimizer\" has no step count");
   DETENT_CHECK(steps_done >= 0, "checkpoint ", path, ": ", steps_done, " steps done");
+  if (const auto kind = state.metadata.find("kind"); kind != state.metadata.end() && !kind->second.empty() && !optimizer.kind().empty())
+    DETENT_CHECK(kind->second == optimizer.kind(), "checkpoint ", path, ": its optimizer is ", kind->second, ", this one is ", optimizer.kind(), "; go on with the same");
   std::vector<std::string_view> quantizers;
   if (sim) quantizers = parse_quantizers(*sim, section(s, "quantizers", path), path);
   QuantizerRollback rollback(sim);

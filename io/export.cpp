@@ -12,7 +12,7 @@ namespace io {
 
 std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOptions& o) {
   DETENT_CHECK(sim.placements().empty() || sim.has_ranges(), "export of ", o.prefix, ": none of the ", sim.placements().size(),
-               " quantizers has a range, so nothing would be quantized; run compute_encodings or load_encodings first");
+               " quantizers has a range and is on, so nothing would be quantized; run compute_encodings or load_encodings, or enable() those that are disabled");
   nn::require_finite(sim.graph(), text("export of ", o.prefix, ": not written"));
   make_folders(o.folder);
   const std::string weights = o.prefix + ".safetensors", encodings = o.prefix + ".encodings", model = o.prefix + ".onnx", qdq = o.prefix + ".qdq.onnx";

@@ -101,8 +101,8 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
   const bool folded = !fitting.empty() && std::any_of(state.begin(), state.end(), [&](const auto& s) { return is_statistic(s.first); }) &&
                       std::none_of(tensors.begin(), tensors.end(), [&](const NamedTensor& t) { return is_statistic(t.name); });
   DETENT_CHECK(wrong.empty(), "weights ", source, ": ", count, " tensors do not fit; ",
-               folded ? "the file has no batch norms, as one that was written after folding: fold the network before it is loaded, or give the .onnx file written beside it as --arch"
-                      : "is --arch right?", wrong, count > 40 ? "\n  ..." : "");
+               folded ? "the file has no batch norms, as one that was written after folding: fold the network before it is loaded, or take the .onnx file written beside it (--arch)"
+                      : "is it the same architecture (--arch)?", wrong, count > 40 ? "\n  ..." : "");
   for (const auto& [name, target, value] : fitting) {
     const Tensor& t = *value;
     const auto bad = static_cast<int64_t>(std::count_if(t.data<float>(), t.data<float>() + t.elements(), [](float v) { return !std::isfinite(v); }));
@@ -143,7 +143,7 @@ void load_weights(nn::Graph& graph, const std::string& path) {
 
 std::vector<NamedTensor> weights_of(nn::Graph& graph) {
   std::vector<NamedTensor> all;
-  for (const auto& [name, tensor] : graph.state()) all.push_back({name, tensor->rank() == 4 ? ohwi_to_oihw(*tensor) : *tensor});
+  for (const auto& [name, tensor] : graph.state()) all.push_back({name, tensor->rank() == 4 ? ohwi_to_oihw(*tensor) : tensor->clone()});
   return all;
 }
 

@@ -17,7 +17,8 @@ void load_weights(nn::Graph& graph, const std::string& path);
 /// The same from tensors already read; `source` stands for the file in messages.
 void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, const std::string& source);
 
-/// Parameters and buffers as stored in a file; transforms (learned ranges) are not part of them.
+/// Copies of parameters and buffers, as stored in a file; transforms (learned ranges) are not part of them. assign_weights() puts them back, or into another Graph of the
+/// same kind: that is how a network is copied.
 std::vector<NamedTensor> weights_of(nn::Graph& graph);
 /// Writes a safetensors file atomically.
 void save_weights(nn::Graph& graph, const std::string& path);

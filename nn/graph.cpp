@@ -32,6 +32,7 @@ Value Graph::input(const std::string& name, const Shape& shape) {
 
 Value Graph::add(const std::string& name, std::unique_ptr<Module> module, std::vector<Value> inputs) {
   DETENT_CHECK(!name.empty(), "graph: a node needs a name");
+  DETENT_CHECK(module, "graph: node \"", name, "\" was given no module");
   DETENT_CHECK(find_value(name).id < 0, "graph: the name \"", name, "\" is taken; names are keys and must be unique");
   std::vector<Shape> shapes;
   for (Value v : inputs) shapes.push_back(value(v).shape);
@@ -42,15 +43,24 @@ Value Graph::add(const std::string& name, std::unique_ptr<Module> module, std::v
   } catch (const Error& e) {
     fail("graph: node \"", name, "\" (", desc.op, "): ", e.what());
   }
-  Visitor naming;
-  naming.parameter = [](Parameter&) {};
-  naming.buffer = [](const std::string&, Tensor&) {};
-  module->visit(name, naming);
+  name_parameters(name, *module);
   integer_.reset();
   const Value out{value_count()};
   values_.push_back({name, shape, static_cast<int>(nodes_.size()), nullptr});
   nodes_.push_back({name, std::move(module), std::move(inputs), out, desc.op});
   return out;
+}
+
+// Names are keys of optimizers, checkpoints and exports: a module that leaves one out would share another's state.
+void Graph::name_parameters(const std::string& name, Module& module) {
+  Visitor naming;
+  naming.parameter = [&](Parameter& p) { DETENT_CHECK(!p.name.empty(), "graph: node \"", name, "\": its visit() gives a parameter without a name; set it from the prefix"); };
+  naming.buffer = [](const std::string&, Tensor&) {};
+  module.visit(name, naming);
+}
+
+void Graph::check_node(const char* what, int node) const {
+  DETENT_CHECK(node >= 0 && node < std::ssize(nodes_), "graph: ", what, " of node ", node, ", there are ", nodes_.size());
 }
 
 void Graph::output(Value v) {
@@ -111,6 +121,7 @@ void Graph::remove_node(int node) {
 }
 
 void Graph::bypass(int node) {
+  check_node("bypass", node);
   const Node& n = nodes_[static_cast<size_t>(node)];
   DETENT_CHECK(n.inputs.size() == 1 && value(n.inputs[0]).shape == value(n.output).shape, "graph: node \"", n.name, "\" cannot be bypassed: it changes the shape");
   const Value from = n.output, to = n.inputs[0];
@@ -122,7 +133,9 @@ void Graph::bypass(int node) {
 }
 
 void Graph::absorb(int node) {
+  check_node("absorb", node);
   const Node& n = nodes_[static_cast<size_t>(node)];
+  DETENT_CHECK(!n.inputs.empty(), "graph: node \"", n.name, "\" cannot be absorbed: it has no input");
   const Value gone = n.inputs[0], stays = n.output;
   const int producer = value(gone).producer;
   DETENT_CHECK(producer >= 0 && consumers(gone).size() == 1 && !is_output(gone), "graph: node \"", n.name, "\" cannot be absorbed: its input has other readers");
@@ -134,15 +147,14 @@ void Graph::absorb(int node) {
 }
 
 void Graph::replace(int node, std::unique_ptr<Module> module) {
+  check_node("replace", node);
   Node& n = nodes_[static_cast<size_t>(node)];
+  DETENT_CHECK(module, "graph: replacing \"", n.name, "\" by no module");
   std::vector<Shape> shapes;
   for (Value v : n.inputs) shapes.push_back(value(v).shape);
   const Shape shape = module->infer(shapes);
   DETENT_CHECK(shape == value(n.output).shape, "graph: replacing \"", n.name, "\" would change its shape from ", value(n.output).shape, " to ", shape);
-  Visitor naming;
-  naming.parameter = [](Parameter&) {};
-  naming.buffer = [](const std::string&, Tensor&) {};
-  module->visit(n.name, naming);
+  name_parameters(n.name, *module);
   n.op = module->describe().op;
   n.module = std::move(module);
   integer_.reset();
@@ -189,6 +201,19 @@ Var Graph::operator()(const Tensor& images) {
 
 std::vector<Var> Graph::forward(const Context& context, std::span<const Var> inputs) { return run(context, inputs, outputs_); }
 
+// A quantizer makes numbers of NaN and infinity: nothing behind it would notice.
+void Graph::require_finite_input(const ValueInfo& info, const Var& x) {
+  if (!info.transform || !info.transform->active_grids() || x.coded() || x.dtype() != DType::f32 || backend(x.device()).recording()) return;
+  const FloatSpan span{x.dense().data<float>(), x.shape().elements()};
+  int64_t bad = 0;
+  backend(x.device()).kernels().count_nonfinite(&span, 1, &bad);
+  DETENT_CHECK(bad == 0, "graph: input \"", info.name, "\" ", x.shape(), " holds ", bad, " values that are NaN or infinite; look at the data");
+}
+
+void Graph::check_images(const Tensor& images) {
+  if (inputs_.size() == 1) require_finite_input(value(inputs_[0]), images);
+}
+
 std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted) {
   DETENT_CHECK(inputs.size() == inputs_.size(), "graph: ", inputs.size(), " inputs given, ", inputs_.size(), " expected");
   const HostReads reads(transforms(), inputs.empty() ? Device{} : inputs[0].device());
@@ -213,6 +238,7 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
     bool fits = s.rank() == info.shape.rank() && s[0] > 0;
     for (int d = 1; fits && d < s.rank(); ++d) fits = s[d] == info.shape[d];
     DETENT_CHECK(fits, "graph: input \"", info.name, "\" is ", s, ", expected ", info.shape, " with any batch size of at least 1");
+    require_finite_input(info, inputs[i]);
     vars[static_cast<size_t>(inputs_[i].id)] = place(inputs_[i], inputs[i]);
   }
   // A tap sees every value, so nothing may be fused under it (but what is computed on codes); integers have no values inside a step to show.

@@ -104,6 +104,8 @@ class Graph {
 
   /// Runs the network on images [n,h,w,c], which are moved to its device, and returns the scores [n,classes] there.
   Var operator()(const Tensor& images);
+  /// What a run looks at first, for those who run it from a recording: throws Error for NaN and infinity that a quantizer of the input would hide.
+  void check_images(const Tensor& images);
   /// Runs with every input given; returns every output.
   std::vector<Var> forward(const Context& context, std::span<const Var> inputs);
   /// Called with each value before and after its transform, in execution order; empty = none. For calibration reports and layer dumps. What is computed on codes has no
@@ -126,6 +128,9 @@ class Graph {
   std::vector<Var> run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted);
   Var moved_here(const Tensor& images);
   void remove_node(int node);
+  static void name_parameters(const std::string& name, Module& module);
+  void check_node(const char* what, int node) const;
+  static void require_finite_input(const ValueInfo& info, const Var& x);
   bool training() const;
 
   std::vector<Node> nodes_;

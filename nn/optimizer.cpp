@@ -13,6 +13,7 @@ void Optimizer::step(std::span<Parameter* const> parameters) {
   DETENT_CHECK(averaged_share >= 0.0f && averaged_share <= 1.0f, "optimizer: the share of steps that are averaged is ", averaged_share, "; give 0 (none) to 1 (all)");
   std::vector<Parameter*> ready;
   for (Parameter* p : parameters) {
+    DETENT_CHECK(p, "optimizer: one of the ", parameters.size(), " parameters is null");
     if (!p->trainable || !p->grad.defined()) continue;
     DETENT_CHECK(p->grad.shape() == p->value.shape(), "optimizer: gradient of \"", p->name, "\" is ", p->grad.shape(), ", the parameter ", p->value.shape());
     DETENT_CHECK(p->grad.device() == p->value.device() && p->value.device() == (ready.empty() ? p : ready[0])->value.device(), "optimizer: \"", p->name, "\" is on ",

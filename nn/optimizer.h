@@ -29,12 +29,14 @@ class Optimizer {
   /// The parameters become their averages, to be judged and kept; training does not go on from there. Those that were never updated stay. Throws Error when there are none.
   void use_averages(std::span<Parameter* const> parameters) const;
 
-  /// The optimizer's tensors by name ("conv1.weight/momentum") and its step count, for checkpoints; created when missing.
+  /// The optimizer's tensors by name ("conv1.weight/momentum"), for checkpoints. They share its memory: clone() what is to outlive the next step.
   std::vector<std::pair<std::string, Tensor>> state() const;
   void restore(std::span<const std::pair<std::string, Tensor>> state, int64_t steps);
   using Tensors = std::unordered_map<std::string, Tensor>;
   /// The same of tensors that are given away: nothing is copied, and nothing can fail.
   void adopt(Tensors&& state, int64_t steps) noexcept;
+  /// Whose state it is, for checkpoints: another kind's would be taken for its own. Empty: not looked at.
+  virtual std::string kind() const { return {}; }
 
  protected:
   virtual void update(std::span<Parameter* const> parameters) = 0;
@@ -59,6 +61,7 @@ class Sgd final : public Optimizer {
     float weight_decay = 0.0f;
   };
   explicit Sgd(const Options& options);
+  std::string kind() const override { return momentum_ > 0.0f ? "sgd with momentum" : "sgd"; }
 
  private:
   void update(std::span<Parameter* const> parameters) override;
@@ -76,6 +79,7 @@ class Adam final : public Optimizer {
     bool decoupled = false;
   };
   explicit Adam(const Options& options);
+  std::string kind() const override { return "adam"; }
 
  private:
   void update(std::span<Parameter* const> parameters) override;

@@ -75,6 +75,7 @@ std::vector<Tensor> Trainer::forward_backward(const Tensor& images, const Tensor
 std::vector<Tensor> Trainer::recorded_forward_backward(const Tensor& images, const Tensor& labels) {
   if (!distillation.teacher || distillation.weight < 1.0f) check_labels("training", labels, graph_.value(graph_.scores()).shape[-1]);
   const bool frozen = freeze_batch_norm_after >= 0 && step_ >= freeze_batch_norm_after;
+  graph_.check_images(images);
   const std::string grids = resident_grids_->update(graph_.transforms(), graph_.device());
   const std::string taught = distillation.teacher ? text(" taught by ", reinterpret_cast<uintptr_t>(distillation.teacher), ' ', distillation.weight, ' ', distillation.temperature) : "";
   return recorded_.run(text(label_smoothing, taught, frozen ? " frozen batch norm" : "", grids), {images, labels},

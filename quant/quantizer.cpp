@@ -523,7 +523,7 @@ void Quantizer::restore(std::string_view bytes) {
   const bool needs_range = state == static_cast<uint8_t>(QuantizerState::frozen) || state == static_cast<uint8_t>(QuantizerState::learning);
   DETENT_CHECK(n > 0 || is_float() || !needs_range, "quantizer \"", name_, "\": the checkpoint holds no range");
   DETENT_CHECK(estimator || state != static_cast<uint8_t>(QuantizerState::observing), "quantizer \"", name_, "\": the checkpoint holds no calibration statistics");
-  DETENT_CHECK(n <= 1 || spec_.channel_axis >= 0, "quantizer \"", name_, "\": ", n, " ranges in the checkpoint, this network has one; use the same --config");
+  DETENT_CHECK(n <= 1 || spec_.channel_axis >= 0, "quantizer \"", name_, "\": ", n, " ranges in the checkpoint, this network has one; use the same configuration (--config)");
   if (n > 0) {
     const Shape shape{static_cast<int64_t>(n)};
     min_.value = Tensor::from<float>(shape, lo);

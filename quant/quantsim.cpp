@@ -57,7 +57,9 @@ QuantSim::~QuantSim() {
 
 void QuantSim::compute_encodings(const std::function<void()>& callback) {
   const std::vector<Quantizer*> all = distinct(placements_);
+  std::vector<QuantizerState> before;
   for (const Quantizer* q : all) {
+    before.push_back(q->state());
     DETENT_CHECK(q->state() != QuantizerState::observing, "compute_encodings: quantizer \"", q->name(), "\" is observing: a calibration is under way already");
     DETENT_CHECK(q->state() != QuantizerState::learning, "compute_encodings: quantizer \"", q->name(),
                  "\" is learning: calibrating again would throw its range away; freeze() first when that is meant");
@@ -66,8 +68,11 @@ void QuantSim::compute_encodings(const std::function<void()>& callback) {
     calibrate(all, callback);
   } catch (...) {  // nothing half-calibrated stays in force
     for (Quantizer* q : all) q->state() == QuantizerState::observing ? q->abandon() : q->disable();
+    // Those that had a range before have it still: enable() goes back to it.
+    if (saved_states_.empty() && std::any_of(before.begin(), before.end(), [](QuantizerState s) { return s != QuantizerState::off; })) saved_states_ = before;
     throw;
   }
+  saved_states_.clear();
 }
 
 void QuantSim::calibrate(const std::vector<Quantizer*>& all, const std::function<void()>& callback) {
@@ -141,7 +146,7 @@ std::string QuantSim::table() {
 }
 
 bool QuantSim::has_ranges() const {
-  return std::any_of(placements_.begin(), placements_.end(), [](const Placement& p) { return p.quantizer->calibrated(); });
+  return std::any_of(placements_.begin(), placements_.end(), [](const Placement& p) { return p.quantizer->calibrated() && p.quantizer->state() != QuantizerState::off; });
 }
 
 void QuantSim::tie(const std::string& first, const std::string& second) {
@@ -175,16 +180,22 @@ void QuantSim::freeze() {
 }
 
 void QuantSim::learn() {
+  DETENT_CHECK(saved_states_.empty() || has_ranges(), "QuantSim::learn: the quantizers are disabled; enable() them first");
   for (Quantizer* q : distinct(placements_)) {
     if (q->state() == QuantizerState::frozen && !q->spec().keep_frozen) q->learn();
   }
 }
 
 void QuantSim::disable() {
-  DETENT_CHECK(saved_states_.empty(), "QuantSim::disable: the quantizers are disabled already");
-  for (Quantizer* q : distinct(placements_)) {
-    saved_states_.push_back(q->state());
-    if (q->state() != QuantizerState::off) q->disable();
+  const std::vector<Quantizer*> all = distinct(placements_);
+  const auto acts = [](const Quantizer* q) { return q->state() != QuantizerState::off; };
+  DETENT_CHECK(saved_states_.empty() || std::any_of(all.begin(), all.end(), acts), "QuantSim::disable: the quantizers are disabled already");
+  // Some may have been given a range since: what they do now counts.
+  saved_states_.resize(all.size(), QuantizerState::off);
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (!acts(all[i])) continue;
+    saved_states_[i] = all[i]->state();
+    all[i]->disable();
   }
 }
 
@@ -192,7 +203,7 @@ void QuantSim::enable() {
   const std::vector<Quantizer*> all = distinct(placements_);
   DETENT_CHECK(saved_states_.size() == all.size(), "QuantSim::enable: the quantizers are not disabled");
   for (size_t i = 0; i < all.size(); ++i) {
-    if (saved_states_[i] == QuantizerState::off) continue;
+    if (saved_states_[i] == QuantizerState::off || all[i]->state() != QuantizerState::off) continue;
     all[i]->enable();
     if (saved_states_[i] == QuantizerState::learning) all[i]->learn();
   }

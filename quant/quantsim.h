@@ -63,7 +63,7 @@ class QuantSim {
 
   const std::vector<Placement>& placements() const { return placements_; }
   QuantizerCounts counts() const;
-  /// True when any quantizer has been calibrated or given a grid; otherwise the network computes in float.
+  /// True when any quantizer that is not off has been calibrated or given a grid; otherwise the network computes in float.
   bool has_ranges() const;
   /// The quantizer of a value or parameter, or null.
   Quantizer* find(const std::string& name);

@@ -182,3 +182,29 @@ TEST_CASE("backward_states_what_it_needs") {
   CHECK_THROWS_WITH_AS(tape.backward(y), doctest::Contains("the loss has shape [2,3], not one element"), Error);
   CHECK_THROWS_WITH_AS(tape.backward(y, Tensor::zeros(Shape{3, 2})), doctest::Contains("upstream gradient [3,2] for a value of shape [2,3]"), Error);
 }
+
+TEST_CASE("a_tape_is_walked_once") {
+  Tape tape;
+  const Var x = tape.watch(Tensor::full(Shape{1}, 2.0f));
+  const Var first = relu(x), second = affine(x, 3.0f, 0.0f);
+  tape.backward(first);
+  CHECK_THROWS_WITH_AS(tape.backward(second), doctest::Contains("walked already"), Error);
+  CHECK(tape.grad(x).item() == 1.0f);
+  Tape both;
+  const Var y = both.watch(Tensor::full(Shape{1}, 2.0f));
+  both.backward(add(relu(y), affine(y, 3.0f, 0.0f)));
+  CHECK(both.grad(y).item() == 4.0f);
+}
+
+TEST_CASE("a_gradient_of_another_shape_or_input_is_named_by_its_op") {
+  const auto broken = [](int input, const Shape& shape) {
+    Tape tape;
+    const Var x = tape.watch(Tensor::zeros(Shape{2, 3}));
+    const Var y = Tape::record("halve", {x}, Var(Tensor::zeros(Shape{2, 3})), [&](const Tensor&, GradSink& sink) { sink.add(input, Tensor::zeros(shape)); });
+    tape.backward(sum(y));
+  };
+  CHECK_NOTHROW(broken(0, {2, 3}));
+  CHECK_THROWS_WITH_AS(broken(0, {3}), doctest::Contains("backward of halve: the gradient of input 0 is [3], the input [2,3]"), Error);
+  CHECK_THROWS_WITH_AS(broken(1, {2, 3}), doctest::Contains("backward of halve: a gradient for input 1, it has 1"), Error);
+  CHECK_THROWS_WITH_AS(broken(-1, {2, 3}), doctest::Contains("input -1"), Error);
+}

@@ -131,6 +131,23 @@ TEST_CASE("checkpoints_of_another_network_change_nothing") {
   CHECK(same.fingerprint() == before);
 }
 
+TEST_CASE("a_checkpoint_of_another_kind_of_optimizer_is_refused") {
+  const TempFolder folder;
+  Run a(1);
+  a.calibrate();
+  a.train(0, 2);
+  save_checkpoint(folder / "a.ckpt", a.graph, a.sim.get(), a.sgd, kProgress);
+  const std::string before = a.fingerprint();
+  nn::Adam adam({.learning_rate = 0.01f});
+  nn::Sgd plain({.momentum = 0.0f}), same({.momentum = 0.5f});
+  CHECK_MENTIONS(message_of([&] { load_checkpoint(folder / "a.ckpt", a.graph, a.sim.get(), adam); }), "its optimizer is sgd with momentum, this one is adam");
+  CHECK_MENTIONS(message_of([&] { load_checkpoint(folder / "a.ckpt", a.graph, a.sim.get(), plain); }), "this one is sgd;");
+  CHECK(adam.steps_done() == 0);
+  CHECK(a.fingerprint() == before);
+  CHECK_NOTHROW(load_checkpoint(folder / "a.ckpt", a.graph, a.sim.get(), same));
+  CHECK(same.steps_done() == 2);
+}
+
 TEST_CASE("sections_that_contradict_themselves_change_nothing") {
   const TempFolder folder;
   Run a(1), per_channel(1, {.scheme = quant::Scheme::range_learning_tf, .config = quant::default_config("integer")});

@@ -34,6 +34,19 @@ TEST_CASE("weights_round_trip") {
   CHECK(w->data<float>()[((5 * 3 + 2) * 3 + 1) * 3 + 0] == here.data<float>()[((5 * 3 + 1) * 3 + 0) * 3 + 2]);
 }
 
+TEST_CASE("weights_that_were_taken_stay_when_the_network_moves_on") {
+  nn::Graph g = small_network();
+  randomize(g, 1);
+  const std::vector<NamedTensor> best = weights_of(g);
+  std::map<std::string, Tensor> before;
+  for (const auto& [name, t] : g.state()) {
+    before[name] = t->clone();
+    t->zero();
+  }
+  assign_weights(g, best, "best");
+  for (const auto& [name, t] : g.state()) CHECK_MESSAGE(same_bits(*t, before.at(name)), name);
+}
+
 TEST_CASE("weights_with_a_prefix_and_counters") {
   nn::Graph a = small_network(), b = small_network();
   randomize(a, 1);

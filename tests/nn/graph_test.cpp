@@ -154,6 +154,27 @@ TEST_CASE("graph_replace_keeps_the_shape") {
   CHECK(static_cast<Conv2d&>(*g.nodes()[0].module).weight.name == "a.weight");
 }
 
+TEST_CASE("graph_refuses_modules_and_nodes_that_are_not_there") {
+  struct Nameless : Module {
+    Parameter scale;
+    OpDesc describe() const override { return {.op = "Nameless", .attributes = {}}; }
+    Shape infer(std::span<const Shape> in) const override { return in[0]; }
+    Var forward(const Context&, std::span<const Var> in) override { return in[0]; }
+    void visit(const std::string&, Visitor& v) override { v.parameter(scale); }
+  };
+  Graph g;
+  const Value x = g.input("x", {4, 4, 3});
+  g.output(g.add<Activation>("act", {x}, relu_op()));
+  CHECK_MENTIONS(message_of([&] { g.add("none", nullptr, {x}); }), "\"none\" was given no module");
+  CHECK_MENTIONS(message_of([&] { g.add("own", std::make_unique<Nameless>(), {x}); }), "a parameter without a name");
+  CHECK_MENTIONS(message_of([&] { g.replace(0, nullptr); }), "\"act\" by no module");
+  CHECK_MENTIONS(message_of([&] { g.replace(-1, std::make_unique<Activation>(relu_op())); }), "replace of node -1, there are 1");
+  CHECK_MENTIONS(message_of([&] { g.bypass(999); }), "bypass of node 999");
+  CHECK_MENTIONS(message_of([&] { g.absorb(-1); }), "absorb of node -1");
+  CHECK(g.nodes().size() == 1);
+  CHECK(g(Tensor::full(Shape{1, 4, 4, 3}, -1.0f)).dense().to_vector<float>()[0] == 0.0f);
+}
+
 TEST_CASE("graph_tap_sees_every_value_in_order") {
   Graph g = small_network();
   randomize(g, 1);

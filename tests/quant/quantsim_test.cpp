@@ -265,6 +265,68 @@ TEST_CASE("freeze_learn_disable_enable") {
   CHECK_FALSE(message_of([&] { sim.enable(); }).empty());
 }
 
+TEST_CASE("a_failed_calibration_leaves_a_way_back_to_the_one_before") {
+  Graph g = folded_network();
+  QuantSim sim(g, {.scheme = Scheme::tf});
+  sim.compute_encodings([&] { g(images()); });
+  const Tensor quantized = infer(g, images());
+  CHECK_THROWS_AS(sim.compute_encodings([&] { throw Error("no more data"); }), Error);
+  CHECK_FALSE(sim.has_ranges());
+  CHECK_MENTIONS(message_of([&] { sim.learn(); }), "enable() them first");
+  CHECK_MENTIONS(message_of([&] { sim.export_to("/nowhere", "m"); }), "nothing would be quantized");
+  sim.enable();
+  CHECK(sim.has_ranges());
+  CHECK(same_bits(infer(g, images()), quantized));
+}
+
+TEST_CASE("what_gets_ranges_while_it_is_disabled_acts_and_can_be_disabled_again") {
+  Graph g = folded_network();
+  const Tensor plain = infer(g, images());
+  QuantSim sim(g, {.scheme = Scheme::tf});
+  sim.compute_encodings([&] { g(images()); });
+  const Tensor quantized = infer(g, images());
+  sim.disable();
+  CHECK_FALSE(sim.has_ranges());
+  CHECK_MENTIONS(message_of([&] { sim.export_to("/nowhere", "m"); }), "nothing would be quantized");
+  sim.compute_encodings([&] { g(images()); });
+  CHECK(same_bits(infer(g, images()), quantized));
+  {
+    const FloatScope full_precision(sim);
+    CHECK(same_bits(infer(g, images()), plain));
+  }
+  CHECK(same_bits(infer(g, images()), quantized));
+  // Some of them only: the others come back with enable().
+  const EncodingMap all = sim.encodings();
+  EncodingMap one;
+  one.activations.push_back(*all.find("relu1"));
+  sim.disable();
+  sim.load_encodings(one, QuantSim::Load::partial);
+  CHECK(sim.find("relu1")->state() == QuantizerState::frozen);
+  sim.disable();
+  CHECK(same_bits(infer(g, images()), plain));
+  sim.enable();
+  CHECK(same_bits(infer(g, images()), quantized));
+}
+
+TEST_CASE("nan_and_infinity_in_images_are_not_quantized_away") {
+  Graph g = folded_network();
+  for (const float value : {NAN, INFINITY, -INFINITY}) {
+    CAPTURE(value);
+    QuantSim sim(g, {.scheme = Scheme::range_learning_tf});
+    sim.compute_encodings([&] { g(images()); });
+    Tensor bad = images().clone();
+    bad.data<float>()[5] = value;
+    Sgd sgd({.learning_rate = 0.01f});
+    Trainer trainer(g, sgd, {.base = 0.01f});
+    CHECK_MENTIONS(message_of([&] { infer(g, bad); }), "input \"input\" [4,8,8,3] holds 1 values that are NaN or infinite");
+    CHECK_MENTIONS(message_of([&] { trainer.step(bad, class_labels(4, 4)); }), "input \"input\"");
+    CHECK(message_of([&] { trainer.step(images(), class_labels(4, 4)); }).empty());
+    g.set_execution(Graph::Execution::integer);
+    CHECK_MENTIONS(message_of([&] { infer(g, bad); }), "input \"input\"");
+    g.set_execution(Graph::Execution::planned);
+  }
+}
+
 TEST_CASE("the_table_has_a_line_per_quantizer") {
   Graph g = folded_network();
   QuantSim sim(g);
