@@ -210,7 +210,10 @@ Progress load_checkpoint(const std::string& path, nn::Graph& graph, quant::Quant
 
 std::string checkpoint_name(const std::string& prefix, int64_t step) { return text(prefix, ".step-", step, ".ckpt"); }
 
-std::vector<std::string> list_checkpoints(const std::string& folder, const std::string& prefix) {
+namespace {
+
+// Newest step first.
+std::vector<std::pair<int64_t, std::string>> steps_and_paths(const std::string& folder, const std::string& prefix) {
   std::vector<std::pair<int64_t, std::string>> found;
   if (!folder_exists(folder)) return {};
   const std::string head = prefix + ".step-", tail = ".ckpt";
@@ -222,8 +225,14 @@ std::vector<std::string> list_checkpoints(const std::string& folder, const std::
     if (r.ec == std::errc{} && r.ptr == digits.data() + digits.size()) found.emplace_back(step, join_path(folder, name));
   }
   std::sort(found.begin(), found.end(), std::greater<>());
+  return found;
+}
+
+}  // namespace
+
+std::vector<std::string> list_checkpoints(const std::string& folder, const std::string& prefix) {
   std::vector<std::string> paths;
-  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  for (auto& [step, path] : steps_and_paths(folder, prefix)) paths.push_back(std::move(path));
   return paths;
 }
 
@@ -239,9 +248,16 @@ std::string newest_good_checkpoint(const std::string& folder, const std::string&
   return {};
 }
 
-void prune_checkpoints(const std::string& folder, const std::string& prefix, int keep) {
-  const std::vector<std::string> all = list_checkpoints(folder, prefix);
-  for (size_t i = static_cast<size_t>(std::max(keep, 1)); i < all.size(); ++i) remove_file(all[i]);
+void prune_checkpoints(const std::string& folder, const std::string& prefix, int keep, int64_t step) {
+  int kept = 0;
+  for (const auto& [at, path] : steps_and_paths(folder, prefix)) {
+    if (at > step || ++kept <= std::max(keep, 1)) continue;
+    try {
+      remove_file(path);
+    } catch (const Error&) {
+      if (file_exists(path)) throw;  // else another run was faster
+    }
+  }
 }
 
 }  // namespace detent::io

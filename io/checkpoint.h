@@ -46,7 +46,7 @@ std::string checkpoint_name(const std::string& prefix, int64_t step);
 std::vector<std::string> list_checkpoints(const std::string& folder, const std::string& prefix);
 /// The newest checkpoint that reads back intact, or "". Damaged ones are passed over; their messages go to `skipped` when given.
 std::string newest_good_checkpoint(const std::string& folder, const std::string& prefix, std::vector<std::string>* skipped = nullptr);
-/// Removes all but the newest `keep`.
-void prune_checkpoints(const std::string& folder, const std::string& prefix, int keep);
+/// Of the checkpoints up to this step removes all but the newest `keep`. Later ones are another run's, or of a run that was continued from before them: they stay.
+void prune_checkpoints(const std::string& folder, const std::string& prefix, int keep, int64_t step);
 
 }  // namespace detent::io

@@ -1,5 +1,9 @@
 #include "detent/io/export.h"
 
+#include <memory>
+#include <string_view>
+#include <vector>
+
 #include "detent/core/file.h"
 #include "detent/io/encodings.h"
 #include "detent/io/onnx/export.h"
@@ -16,11 +20,17 @@ std::vector<std::string> export_quantized(quant::QuantSim& sim, const ExportOpti
   nn::require_finite(sim.graph(), text("export of ", o.prefix, ": not written"));
   make_folders(o.folder);
   const std::string weights = o.prefix + ".safetensors", encodings = o.prefix + ".encodings", model = o.prefix + ".onnx", qdq = o.prefix + ".qdq.onnx";
-  save_weights(sim.graph(), join_path(o.folder, weights));
-  write_file_atomically(join_path(o.folder, encodings),
-                        std::string_view(write_encodings(sim.encodings(o.int32_bias.value_or(o.encodings_version == "2.0.0")), o.encodings_version)));
-  save_onnx(sim.graph(), join_path(o.folder, model));
-  save_onnx(sim.graph(), join_path(o.folder, qdq), OnnxQuantization::qdq);
+  // All are written before the first appears: a full disk must not leave new weights beside an older model.
+  std::vector<std::unique_ptr<AtomicFile>> files;
+  const auto put = [&](const std::string& name, std::string_view bytes) {
+    files.push_back(std::make_unique<AtomicFile>(join_path(o.folder, name)));
+    files.back()->write(bytes);
+  };
+  put(weights, weights_bytes(sim.graph()));
+  put(encodings, write_encodings(sim.encodings(o.int32_bias.value_or(o.encodings_version == "2.0.0")), o.encodings_version));
+  put(model, onnx_bytes(sim.graph()));
+  put(qdq, onnx_bytes(sim.graph(), OnnxQuantization::qdq));
+  for (const auto& file : files) file->commit();
   return {weights, encodings, model, qdq};
 }
 

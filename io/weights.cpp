@@ -147,6 +147,8 @@ std::vector<NamedTensor> weights_of(nn::Graph& graph) {
   return all;
 }
 
-void save_weights(nn::Graph& graph, const std::string& path) { save_safetensors(path, weights_of(graph), {{"format", "pt"}}); }
+std::string weights_bytes(nn::Graph& graph) { return safetensors_bytes(weights_of(graph), {{"format", "pt"}}); }
+
+void save_weights(nn::Graph& graph, const std::string& path) { write_file_atomically(path, std::string_view(weights_bytes(graph))); }
 
 }  // namespace detent::io

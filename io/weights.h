@@ -20,7 +20,9 @@ void assign_weights(nn::Graph& graph, std::span<const NamedTensor> tensors, cons
 /// Copies of parameters and buffers, as stored in a file; transforms (learned ranges) are not part of them. assign_weights() puts them back, or into another Graph of the
 /// same kind: that is how a network is copied.
 std::vector<NamedTensor> weights_of(nn::Graph& graph);
-/// Writes a safetensors file atomically.
+/// The bytes of a safetensors file.
+std::string weights_bytes(nn::Graph& graph);
+/// Writes them atomically.
 void save_weights(nn::Graph& graph, const std::string& path);
 
 /// [k,r,s,c] -> [k,c,r,s] and back.

@@ -33,17 +33,6 @@ void stop_if_asked() {
 
 namespace {
 
-// Line k of the log is step k: what was logged after the checkpoint is dropped, so that a resumed log equals an uninterrupted one.
-void trim_log(const std::string& path, int64_t steps) {
-  std::string kept;
-  if (steps > 0 && file_exists(path)) {
-    SequentialFile file(path);
-    std::string line;
-    for (int64_t i = 0; i < steps && file.read_line(line); ++i) kept += line + "\n";
-  }
-  write_file_atomically(path, std::string_view(kept));
-}
-
 // Removes a log that a failed run would leave half-written.
 struct LogGuard {
   std::string path;
@@ -105,6 +94,7 @@ void Flow::fold() {
   const auto folded = nn::fold_batch_norms(net_);
   if (!folded.empty()) say(o_.quiet, text("folded ", folded.size(), " batch norms"));
   if (o_.equalize == "no") return;
+  DETENT_CHECK(encodings_.params.empty() && encodings_.activations.empty(), "--equalize ", o_.equalize, ": ", o_.arch, " has grids of the network as it is; leave one of them out");
   net_.to(Device{});
   const quant::Equalized equalized = quant::equalize_layers(net_, {.relu6_as_relu = o_.equalize == "relu6"});
   net_.to(device_);
@@ -212,37 +202,6 @@ void Flow::fold_to_scale() {
   say(o_.quiet, text("folded ", folded.size(), " batch norms into the scales"));
 }
 
-// What fails behind a checkpoint (NaN, no memory, a full disk) names it: it is still good.
-template <class Fn>
-auto Flow::naming_last_checkpoint(Fn&& fn) {
-  try {
-    return fn();
-  } catch (const Error& e) {
-    if (last_checkpoint_.empty()) throw;
-    fail(e.what(), "; the last good checkpoint is ", last_checkpoint_);
-  }
-}
-
-void Flow::save() {
-  progress_.report = report_.to_json();
-  const std::string file = join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step));
-  naming_last_checkpoint([&] { io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress_); });
-  last_checkpoint_ = file;
-  io::prune_checkpoints(o_.output, o_.prefix, o_.keep_checkpoints);
-}
-
-// A stop that loses nothing: what was trained is in a checkpoint.
-void Flow::say_stopped() const { say(false, text("stopped after step ", progress_.step, "; continue with --resume ", last_checkpoint_, " (or --resume auto)")); }
-
-// A run that was killed leaves the file it was writing under a temporary name; nobody reads those.
-void Flow::remove_left_overs() const {
-  for (const std::string& name : list_folder(o_.output)) {
-    if (!name.starts_with(o_.prefix + ".") || !is_temporary_name(name)) continue;
-    remove_file(join_path(o_.output, name));
-    say(o_.quiet, "removed " + name + ", which an interrupted run left behind");
-  }
-}
-
 nn::Schedule Flow::schedule(int64_t steps_of_epoch) const {
   if (o_.schedule == "cosine") return {.kind = nn::Schedule::Kind::cosine, .base = o_.lr, .total_steps = o_.epochs * steps_of_epoch};
   return {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * steps_of_epoch};
@@ -267,6 +226,7 @@ bool Flow::train() {
   Progress bar("train", total * o_.batch, o_.quiet);
   const int64_t first = progress_.step;
   int64_t images = 0;
+  auto flushed = std::chrono::steady_clock::now();
   while (progress_.step < total) {
     loader.seek(progress_.epoch, progress_.batch);
     io::Batch batch;
@@ -276,11 +236,15 @@ bool Flow::train() {
       progress_.batch = batch.index + 1;
       images += info.images;
       log.write(nlohmann::ordered_json{{"step", info.step}, {"loss", info.loss}, {"lr", info.learning_rate}}.dump() + "\n");
+      if (const auto now = std::chrono::steady_clock::now(); now - flushed > std::chrono::seconds(1)) {  // for those who watch it
+        log.flush();
+        flushed = now;
+      }
       bar.update((info.step - first) * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
       const bool stop = stop_requested.load();
       if (stop || (o_.checkpoint_every && info.step % o_.checkpoint_every == 0)) {
         log.sync();
-        save();
+        save(Prune::yes);
         guard.keep = true;
       }
       if (stop) {
@@ -293,35 +257,19 @@ bool Flow::train() {
     ++progress_.epoch;
     progress_.batch = 0;
   }
-  if (o_.average_weights > 0.0f && progress_.step > 0) sgd_->use_averages(net_.parameters());
   naming_last_checkpoint([&] { nn::require_finite(net_, "training"); });
   log.sync();
   log.close();
   guard.keep = true;
   report_.seconds["qat_train"] += bar.seconds();
-  report_.images_per_second["train_qat"] = rate(images, bar.seconds());
-  report_.waiting_share = bar.seconds() > 0 ? loader.seconds_waiting() / bar.seconds() : 0.0;
-  report_.bad_records = train_set_->bad_records();
-  return true;
-}
-
-void Flow::resume() {
-  if (o_.resume.empty()) return;
-  std::vector<std::string> skipped;
-  resume_from_ = o_.resume == "auto" ? io::newest_good_checkpoint(o_.output, o_.prefix, &skipped) : o_.resume;
-  for (const std::string& s : skipped) say(false, "warning: " + s);
-  if (!skipped.empty()) say(false, resume_from_.empty() ? "warning: no good checkpoint is left: starting anew" : "warning: going on from the one before, " + resume_from_);
-  else if (resume_from_.empty()) say(o_.quiet, "no checkpoint to resume from: starting anew");
-  if (resume_from_.empty()) return;
-  const io::Progress p = io::read_progress(resume_from_);
-  const auto then = nlohmann::json::parse(p.options, nullptr, false), now = nlohmann::json::parse(resume_key(o_));
-  DETENT_CHECK(then.is_object(), "--resume ", resume_from_, ": its options cannot be read");
-  for (const auto& [key, value] : now.items()) {
-    DETENT_CHECK(then.contains(key) && then[key] == value, "--resume ", resume_from_, ": it was written with --", key, " ", then.value(key, nlohmann::json()).dump(),
-                 ", this run has ", value.dump(), "; give the same options");
+  if (images > 0) {  // else the checkpoint was that of the end
+    report_.images_per_second["train_qat"] = rate(images, bar.seconds());
+    report_.waiting_share = bar.seconds() > 0 ? loader.seconds_waiting() / bar.seconds() : 0.0;
+    report_.bad_records = train_set_->bad_records();
   }
-  for (const auto& [key, value] : then.items())
-    DETENT_CHECK(now.contains(key), "--resume ", resume_from_, ": it was written with --", key, " ", value.dump(), ", this run is without; give the same options");
+  if (progress_.step > 0) save_trained();
+  if (o_.average_weights > 0.0f && progress_.step > 0) sgd_->use_averages(net_.parameters());
+  return true;
 }
 
 void Flow::finish() {
@@ -341,14 +289,18 @@ void Flow::finish() {
   out += "\nwritten to " + o_.output + ":";
   for (const std::string& f : files) out += " " + f;
   std::printf("%s\n", out.c_str());
+  DETENT_CHECK(std::fflush(stdout) == 0 && !std::ferror(stdout), "the table cannot be written to standard output; the results are in ", o_.output);
 }
 
 int Flow::run() {
   try {
     return run_stages();
   } catch (const Stopped&) {
-    if (progress_.step > 0) {
-      if (last_checkpoint_ != join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step))) save();
+    const bool saved = last_checkpoint_ == join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step));
+    if (trained_ && !saved) {
+      say(false, "stopped behind the training, of which no checkpoint could be written: nothing is saved");
+    } else if (progress_.step > 0) {
+      if (!saved) save(Prune::yes);
       say_stopped();
     } else {
       say(false, "stopped before the first training step: nothing to save; run again with the same options");
@@ -364,7 +316,7 @@ int Flow::run_stages() {
   resume();
   open_data();
   build_network();
-  progress_.options = resume_key(o_);
+  progress_.options = options_key();
   require_folders(o_);
   remove_left_overs();
   sgd_ = std::make_unique<nn::Sgd>(nn::Sgd::Options{.learning_rate = o_.lr, .momentum = o_.momentum, .weight_decay = o_.weight_decay});
@@ -406,9 +358,11 @@ int Flow::run_stages() {
     warn_when_training_lost();
   } else {
     fold_to_scale();
+    if (o_.keep_batch_norm) validate("ptq");  // of what is exported
   }
   evaluate_integers();
-  finish();
+  naming_last_checkpoint([&] { finish(); });
+  if (!trained_checkpoint_.empty()) remove_file(trained_checkpoint_);
   return 0;
 }
 

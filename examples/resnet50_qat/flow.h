@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "detent/io/checkpoint.h"
@@ -64,9 +65,13 @@ class Flow {
   bool train();
   template <class Fn>
   auto naming_last_checkpoint(Fn&& fn);
-  void save();
+  std::string options_key() const;
+  enum class Prune : uint8_t { no, yes };
+  void save(Prune prune);
+  void save_trained();
   void say_stopped() const;
   void remove_left_overs() const;
+  std::string checkpoint_to_resume(const nlohmann::json& now) const;
   void resume();
   void dump_layers();
   void dump_layers_into(const std::string& folder);
@@ -88,6 +93,22 @@ class Flow {
   Report report_;
   detent::io::Progress progress_;
   std::string resume_from_, last_checkpoint_;
+  bool trained_ = false;            ///< what follows changes the network: it can no longer be saved
+  std::string trained_checkpoint_;  ///< written at the end of training, removed when the results are there
 };
+
+// What fails behind a checkpoint (NaN, no memory, a full disk) names it: it is still good.
+template <class Fn>
+auto Flow::naming_last_checkpoint(Fn&& fn) {
+  try {
+    return fn();
+  } catch (const detent::Error& e) {
+    if (last_checkpoint_.empty()) throw;
+    detent::fail(e.what(), "; the last good checkpoint is ", last_checkpoint_);
+  }
+}
+
+/// Drops what a log holds behind this many steps.
+void trim_log(const std::string& path, int64_t steps);
 
 }  // namespace qat

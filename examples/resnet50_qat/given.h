@@ -1,6 +1,7 @@
 // Files and folders that options name: looked at before any work begins, so that hours of it are not lost to a name mistyped. Errors name the option.
 #pragma once
 
+#include <map>
 #include <string>
 
 #include "detent/quant/config.h"
@@ -14,6 +15,8 @@ struct Options;
 detent::quant::QuantConfig load_config(const std::string& name);
 /// --encodings.
 detent::quant::EncodingMap read_ranges(const std::string& path);
+/// What tells the contents of --weights, --arch FILE, --config and --encodings apart, by option; what is not a file is left out.
+std::map<std::string, std::string> contents_of_files(const Options& options);
 /// The files that options name for reading.
 void require_files(const Options& options);
 /// The folders that results go into are made, when they are not there, and tried.

@@ -60,6 +60,7 @@ void Flow::learn_rounding() {
     progress.update(steps += o_.adaround_iterations, l.name);
     stop_if_asked();
   });
+  if (o_.epochs > 0) say(false, text("warning: --adaround ", o_.adaround, ": the training that follows (--epochs ", o_.epochs, ") moves the weights again; --epochs 0 keeps what was learned"));
   int64_t weights = 0, moved = 0;
   for (const quant::RoundedLayer& l : report_.rounded) weights += l.weights, moved += l.moved;
   say(o_.quiet, text("learned the rounding of ", report_.rounded.size(), " layers: ", moved, " of ", weights, " weights are rounded to the farther neighbour"));

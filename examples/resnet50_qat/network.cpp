@@ -56,8 +56,11 @@ void Flow::build_network() {
 
 // Few steps fit a first run: AdamW with warm-up and a cosine, residual branches silent at first.
 void Flow::train_built_in(nn::Graph& net) {
-  const std::string cached =
-      join_path(cache_folder(), text("float-", o_.arch, "-", o_.float_steps, "-", o_.seed, "-", o_.batch, o_.precision == "bf16" ? "-bf16" : "", ".safetensors"));
+  // Whatever the weights depend on.
+  const std::string special = text(preprocess_ == io::Preprocess::cifar ? "" : text("-", io::to_string(preprocess_)), shape_.classes == kBuiltInClasses ? "" : text("-classes", shape_.classes),
+                                   shape_.image_size == kBuiltInImageSize ? "" : text("-size", shape_.image_size), o_.label_offset == 1 ? "" : text("-offset", o_.label_offset),
+                                   device_.type == DeviceType::cpu ? "" : text("-cuda-", o_.precision), o_.precision == "bf16" ? "-bf16" : "");
+  const std::string cached = join_path(cache_folder(), text("float-", o_.arch, "-", o_.float_steps, "-", o_.seed, "-", o_.batch, special, ".safetensors"));
   if (file_exists(cached)) {
     say(o_.quiet, "float weights from " + cached);
     return io::load_weights(net, cached);

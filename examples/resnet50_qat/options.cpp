@@ -2,7 +2,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -38,6 +41,11 @@ void check_numbers(const CLI::App& app) {
     const bool digits = given.size() > sign && given.find_first_not_of("0123456789", sign) == std::string::npos;
     DETENT_CHECK(digits && (given[sign] != '0' || given.size() == sign + 1), option->get_name(), " ", given, ": give a whole number in decimal digits",
                  sign || type[0] == 'I' ? "" : ", 0 or more");
+    // The library behind the command line takes the nearest number there is.
+    uint64_t value = 0;
+    const auto read = std::from_chars(given.data() + sign, given.data() + given.size(), value);
+    DETENT_CHECK(read.ec == std::errc{} && (type[0] == 'U' || value <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max())), option->get_name(), " ", given,
+                 ": give a smaller number; at most ", type[0] == 'U' ? std::numeric_limits<uint64_t>::max() : std::numeric_limits<int64_t>::max(), " can be counted");
   }
 }
 
@@ -57,6 +65,7 @@ void check(const Options& o, int threads) {
   one_of("--products", o.products, {"integers", "floats"});
   one_of("--equalize", o.equalize, {"no", "yes", "relu6"});
   DETENT_CHECK(o.equalize == "no" || !o.keep_batch_norm, "--equalize ", o.equalize, ": leave --batch-norm keep out; batch norms are folded before layers are equalized");
+  DETENT_CHECK(o.equalize == "no" || o.encodings.empty(), "--equalize ", o.equalize, ": --encodings ", o.encodings, " has ranges of the network as it was; leave one of them out");
   at_least("--adaround", o.adaround, 0);
   at_least("--adaround-iterations", o.adaround_iterations, 1);
   at_least("--correct-biases", o.correct_biases, 0);
@@ -232,6 +241,11 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
     if (to_string(r) == rule) o.range_rule = r;
   }
   DETENT_CHECK(o.distill > 0.0f || app.get_option("--distill-temperature")->count() == 0, "--distill-temperature ", o.distill_temperature, ": also give --distill");
+  for (const auto& [option, other, there] : {std::tuple{"--adaround-iterations", "--adaround", o.adaround > 0}, {"--dump-images", "--dump-layers", !o.dump_layers.empty()},
+                                             {"--dump-layer-images", "--dump-layers", !o.dump_layers.empty()}})
+    DETENT_CHECK(there || app.get_option(option)->count() == 0, option, " ", app.get_option(option)->results().back(), ": also give ", other);
+  DETENT_CHECK(app.get_option("--percentile")->count() == 0 || scheme.find("percentile") != std::string::npos, "--percentile ", o.percentile, ": --quant-scheme ", scheme,
+               " has no percentile; give percentile or range-learning-percentile");
   DETENT_CHECK(o.keep_batch_norm || app.get_option("--reestimate-bn")->count() == 0, "--reestimate-bn ", o.reestimate_bn,
                ": also give --batch-norm keep; folded batch norms have no statistics");
   if (!preprocess.empty()) o.preprocess = detent::io::parse_preprocess(preprocess);

@@ -243,7 +243,7 @@ class HistogramEstimator final : public RangeEstimator {
       case EstimatorKind::percentile:
         return percentile_range_core(f.h, options_.percentile);
       default:
-        return mse_range(f.h, spec);
+        return mse_range(f.h, spec, MseSearch::full);
     }
   }
   Range search(const GrowingHistogram& g, const GridSpec& spec) const {
@@ -255,7 +255,7 @@ class HistogramEstimator final : public RangeEstimator {
       case EstimatorKind::percentile:
         return percentile_range(g.h, g.seen, options_.percentile);
       default:
-        return mse_range(g.h, spec);
+        return mse_range(g.h, spec, MseSearch::coarse);
     }
   }
   void write(int64_t channel, Writer& out) const override;

@@ -292,10 +292,11 @@ double squared_error(const Histogram& h, const std::vector<int>& occupied, const
 
 }  // namespace
 
-Range mse_range(const Histogram& h, const GridSpec& spec) {
+Range mse_range(const Histogram& h, const GridSpec& spec, MseSearch search) {
   const Range seen = occupied_edges(h);
-  const size_t limit = h.bins() > 512 ? 64 : 512;  // the frozen histogram is searched in full, as AIMET's is
-  const std::vector<double> low = edges_between(h, seen.min, 0.0, limit), high = edges_between(h, 0.0, seen.max + (h.bins() > 512 ? h.width : 0.0), limit);
+  const bool full = search == MseSearch::full;
+  const size_t limit = full ? 512 : 64;
+  const std::vector<double> low = edges_between(h, seen.min, 0.0, limit), high = edges_between(h, 0.0, seen.max + (full ? 0.0 : h.width), limit);
   std::vector<int> occupied;
   for (int i = 0; i < h.bins(); ++i) {
     if (h.counts[i] > 0.0) occupied.push_back(i);

@@ -36,8 +36,9 @@ Range sqnr_range(const Histogram& h, Range observed, const GridSpec& spec, const
 Range percentile_range_core(const Histogram& h, double percentile);
 Range percentile_range(const Histogram& h, Range observed, double percentile);
 
-/// Least squared error over pairs of bin edges around zero.
-Range mse_range(const Histogram& h, const GridSpec& spec);
+/// Least squared error over pairs of bin edges around zero: all of them, as AIMET does, or up to 64 on either side, as histograms that are made for every channel need.
+enum class MseSearch : uint8_t { full, coarse };
+Range mse_range(const Histogram& h, const GridSpec& spec, MseSearch search);
 
 /// Least Kullback-Leibler divergence between the histogram (512 bins) and 255 levels over a window of it. Only 8 bits are searched; others take the whole range.
 Range entropy_range(const Histogram& h, Range observed, const GridSpec& spec);

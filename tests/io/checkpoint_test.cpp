@@ -226,7 +226,9 @@ TEST_CASE("the_newest_good_checkpoint") {
   REQUIRE(skipped.size() == 2);
   CHECK_CONTAINS(skipped[0], "step-200");
   CHECK_CONTAINS(skipped[1], "step-100");
-  prune_checkpoints(folder.path(), "m", 2);
-  CHECK(list_checkpoints(folder.path(), "m").size() == 2);
+  prune_checkpoints(folder.path(), "m", 2, 10);  // what is later is another run's
+  CHECK(list_checkpoints(folder.path(), "m").size() == 4);
+  prune_checkpoints(folder.path(), "m", 1, 100);
+  CHECK(list_checkpoints(folder.path(), "m") == std::vector<std::string>{folder / "m.step-200.ckpt", folder / "m.step-100.ckpt"});
   CHECK(slurp(folder / "n.step-500.ckpt") == "none");
 }

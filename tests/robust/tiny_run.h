@@ -97,7 +97,7 @@ class TinyRun {
       log.write(text(info.step, " ", info.loss, "\n"));
       log.sync();
       io::save_checkpoint(join_path(output_, io::checkpoint_name("m", at.step)), net_, sim_.get(), sgd_, at);
-      io::prune_checkpoints(output_, "m", 2);
+      io::prune_checkpoints(output_, "m", 2, at.step);
     }
     log.close();
   }

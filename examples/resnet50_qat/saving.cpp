@@ -1,0 +1,154 @@
+// What a Flow keeps of its work: checkpoints, the log, and what earlier runs left in the folder.
+#include <signal.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <charconv>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "detent/core/file.h"
+#include "flow.h"
+#include "given.h"
+#include "progress.h"
+
+namespace qat {
+
+using namespace detent;
+using Json = nlohmann::json;
+
+namespace {
+
+// Of a temporary file's name: PREFIX.onnx.tmp-PID-N.
+bool writer_lives(const std::string& name) {
+  const size_t at = name.rfind(".tmp-") + 5;
+  int pid = 0;
+  std::from_chars(name.data() + at, name.data() + name.size(), pid);
+  return pid > 0 && pid != ::getpid() && (::kill(pid, 0) == 0 || errno == EPERM);
+}
+
+// A file of this prefix, not of one that begins with it and a dot.
+bool is_result_of(const std::string& prefix, std::string name) {
+  if (!name.starts_with(prefix + ".")) return false;
+  name = name.substr(prefix.size() + 1, name.rfind(".tmp-") - prefix.size() - 1);
+  if (name.starts_with("step-") && name.ends_with(".ckpt")) return std::all_of(name.begin() + 5, name.end() - 5, [](unsigned char c) { return std::isdigit(c); });
+  constexpr std::string_view kResults[] = {"onnx", "qdq.onnx", "safetensors", "encodings", "log.jsonl", "summary.json"};
+  return std::find(std::begin(kResults), std::end(kResults), name) != std::end(kResults);
+}
+
+std::string shown(const Json& value) { return value.is_number_float() ? text(value.get<float>()) : value.dump(); }
+
+// Why a run cannot go on from a checkpoint that was written with other options, or "".
+std::string difference(const Json& then, const Json& now) {
+  for (const auto& [key, value] : now.items()) {
+    if (key == "files" || (then.contains(key) && then[key] == value)) continue;
+    return text("it was written ", then.contains(key) ? text("with --", key, " ", shown(then[key])) : text("without --", key), ", this run has ", shown(value), "; give the same options");
+  }
+  for (const auto& [key, value] : then.items()) {
+    if (key != "files" && !now.contains(key)) return text("it was written with --", key, " ", shown(value), ", this run is without; give the same options");
+  }
+  const Json files = then.value("files", Json::object());
+  for (const auto& [key, value] : now.at("files").items()) {
+    if (files.contains(key) && files[key] != value) return text("the file of its --", key, " had another content; give the same one");
+  }
+  return {};
+}
+
+}  // namespace
+
+// What a step did is in the log; what was logged after the checkpoint is dropped, so that a resumed log equals an uninterrupted one.
+void trim_log(const std::string& path, int64_t steps) {
+  std::string kept;
+  if (steps > 0 && file_exists(path)) {
+    SequentialFile file(path);
+    int64_t last = 0;
+    for (std::string line; file.read_line(line);) {
+      const Json j = Json::parse(line, nullptr, false);
+      const int64_t step = j.is_object() ? j.value("step", int64_t{0}) : 0;
+      if (step <= last || step > steps) break;
+      last = step;
+      kept += line + "\n";
+    }
+  }
+  write_file_atomically(path, std::string_view(kept));
+}
+
+std::string Flow::options_key() const {
+  Json key = Json::parse(resume_key(o_));
+  key["files"] = contents_of_files(o_);
+  return key.dump();
+}
+
+void Flow::save(Prune prune) {
+  progress_.report = report_.to_json();
+  const std::string file = join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step));
+  naming_last_checkpoint([&] { io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress_); });
+  last_checkpoint_ = file;
+  if (prune == Prune::yes) io::prune_checkpoints(o_.output, o_.prefix, o_.keep_checkpoints, progress_.step);
+}
+
+// What comes behind training changes the network: an end before the results are written goes on from this checkpoint, which is then removed.
+void Flow::save_trained() {
+  trained_ = true;
+  if (last_checkpoint_ == join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step))) return;
+  try {
+    save(Prune::no);
+    trained_checkpoint_ = last_checkpoint_;
+  } catch (const Error& e) {
+    if (o_.checkpoint_every) throw;
+    say(false, text("warning: the trained network has no checkpoint until it is exported: ", e.what()));
+  }
+}
+
+// A stop that loses nothing: what was trained is in a checkpoint.
+void Flow::say_stopped() const { say(false, text("stopped after step ", progress_.step, "; continue with --resume ", last_checkpoint_, " (or --resume auto)")); }
+
+
+// A run that was killed leaves the file it was writing under a temporary name; nobody reads those.
+void Flow::remove_left_overs() const {
+  for (const std::string& name : list_folder(o_.output)) {
+    if (!is_temporary_name(name) || !(is_result_of(o_.prefix, name) || name.starts_with(".writable.tmp-")) || writer_lives(name)) continue;
+    remove_file(join_path(o_.output, name));
+    say(o_.quiet, "removed " + name + ", which an interrupted run left behind");
+  }
+}
+
+// Of the newest checkpoints the first that is intact and of this run's options.
+std::string Flow::checkpoint_to_resume(const Json& now) const {
+  std::string refused;
+  bool damaged = false;
+  for (const std::string& path : io::list_checkpoints(o_.output, o_.prefix)) {
+    try {
+      const std::string other = difference(Json::parse(io::read_progress(path).options), now);
+      if (other.empty()) {
+        if (!refused.empty()) say(false, text("warning: passed over ", refused));
+        if (damaged || !refused.empty()) say(false, text("warning: going on from the one before, ", path));
+        return path;
+      }
+      if (refused.empty()) refused = text(path, ": ", other);
+    } catch (const std::exception& e) {
+      damaged = true;
+      say(false, text("warning: ", e.what()));
+    }
+  }
+  DETENT_CHECK(refused.empty(), "--resume ", refused);
+  if (damaged) say(false, "warning: no good checkpoint is left: starting anew");
+  else say(o_.quiet, "no checkpoint to resume from: starting anew");
+  return {};
+}
+
+void Flow::resume() {
+  if (o_.resume.empty()) return;
+  const Json now = Json::parse(options_key());
+  resume_from_ = o_.resume == "auto" ? checkpoint_to_resume(now) : o_.resume;
+  if (resume_from_.empty()) return;
+  const io::Progress p = io::read_progress(resume_from_);
+  const Json then = Json::parse(p.options, nullptr, false);
+  DETENT_CHECK(then.is_object(), "--resume ", resume_from_, ": its options cannot be read");
+  const std::string other = difference(then, now);
+  DETENT_CHECK(other.empty(), "--resume ", resume_from_, ": ", other);
+  DETENT_CHECK(o_.epochs > 0, "--epochs 0: ", resume_from_, " holds ", p.step, " steps of training, which would be exported as they are; --max-steps ", p.step, " ends there in order");
+}
+
+}  // namespace qat
