@@ -162,11 +162,15 @@ Constant sliced(const Constant& c, const std::vector<int64_t>& starts, const std
   for (size_t i = 0; i < starts.size(); ++i) {
     const auto a = static_cast<size_t>(axis_of(axes[i], d.size()));
     const int64_t extent = c.dims[a];
-    if (steps[i] < 1) unsupported("a step of ", steps[i], " on a constant");
-    const auto clamp = [&](int64_t v) { return std::clamp<int64_t>(v < 0 ? v + extent : v, 0, extent); };
-    first[a] = clamp(starts[i]);
-    step[a] = steps[i];
-    d[a] = std::max<int64_t>(0, (clamp(ends[i]) - first[a] + steps[i] - 1) / steps[i]);
+    if (steps[i] == 0) unsupported("a step of 0 on a constant");
+    // Backwards the first and the last element bound the start; the end may lie one before the first.
+    const bool back = steps[i] < 0;
+    const int64_t top = back ? std::max<int64_t>(extent - 1, 0) : extent, stride = std::clamp(steps[i], -extent - 1, extent + 1);
+    const auto clamp = [&](int64_t v, int64_t least) { return std::clamp(v < 0 ? v + extent : v, least, top); };
+    first[a] = clamp(starts[i], 0);
+    step[a] = stride;
+    const int64_t end = clamp(ends[i], back ? -1 : 0), span = back ? first[a] - end : end - first[a];
+    d[a] = extent == 0 ? 0 : std::max<int64_t>(0, (span + std::abs(stride) - 1) / std::abs(stride));
   }
   const std::vector<int64_t> s = strides(c.dims);
   return gathered(c, d, [&](const std::vector<int64_t>& at) {

@@ -141,6 +141,17 @@ def quantized():
     n.save(qdq(n.op("MatMul", v, w), 0.01, np.uint8(128)))
 
 
+def pads():
+    """F.pad as PyTorch's TorchScript exporter writes it, its pads turned around by constants' slices; slices of constants in other steps."""
+    n = Net("pads", [3, 6, 5])
+    zeros = n.op("ConstantOfShape", n.i(4), value=nh.from_array(np.zeros(1, np.int64)))
+    pairs = n.op("Reshape", n.op("Concat", n.i(0, 1, 2, 0), zeros, axis=0), n.i(-1, 2))
+    pairs = n.op("Transpose", n.op("Slice", pairs, n.i(-1), n.i(1 - 2**63), n.i(0), n.i(-1)), perm=[1, 0])
+    v = n.op("Pad", "x", n.op("Cast", n.op("Reshape", pairs, n.i(-1)), to=T.INT64), "")
+    v = n.op("Add", v, n.op("Slice", n.f(3, 8, 13), n.i(-1, 100, -1), n.i(1 - 2**63, 0, -100), n.i(0, 2, 1), n.i(-1, -2, -1)))
+    n.save(n.op("Add", v, n.op("Slice", n.f(17), n.i(-4), n.i(-20), n.i(0), n.i(-(2**63)))))
+
+
 def resnet20(path):
     i = np.arange(2 * 3 * 32 * 32, dtype=np.uint64)
     x = ((i * 2654435761 % 2**32) / 2**32 * 4 - 2).astype(np.float32).reshape(2, 32, 32, 3)
@@ -150,7 +161,7 @@ def resnet20(path):
 
 if __name__ == "__main__":
     os.makedirs(HERE, exist_ok=True)
-    for make in (shuffle, activations, windows, images_last, spread, quantized):
+    for make in (shuffle, activations, windows, images_last, spread, quantized, pads):
         make()
     if len(sys.argv) > 1:
         resnet20(sys.argv[1])

@@ -34,7 +34,7 @@ const std::string kInput = onnx_value(11, "x", {1, 3, 8, 8}), kOutput = onnx_val
 }  // namespace
 
 TEST_CASE("onnx import: every operator as ONNX Runtime computes it, and through export and import to the same bits") {
-  for (const std::string name : {"shuffle", "activations", "windows", "images_last", "spread", "quantized"}) {
+  for (const std::string name : {"shuffle", "activations", "windows", "images_last", "spread", "quantized", "pads"}) {
     CAPTURE(name);
     io::OnnxNetwork net = io::load_onnx(golden(std::string("onnx/") + name + ".onnx"));
     const io::SafeTensors data = io::load_safetensors(golden(std::string("onnx/") + name + ".safetensors"));

@@ -289,6 +289,25 @@ TEST_CASE("onnx import: numbers in a tensor's typed fields are those of its byte
   CHECK(g.value(g.outputs()[0]).shape == Shape{1, 2, 3});
 }
 
+TEST_CASE("onnx import: slices of constants as ONNX defines them, backwards and beyond the ends") {
+  constexpr int64_t kMost = INT64_MAX;
+  const struct {
+    int64_t start, end, step;
+    Floats elements;
+  } rows[] = {{-1, -kMost, -1, {5, 4, 3, 2, 1}},    {3, 0, -2, {4, 2}},     {4, -6, -3, {5, 2}},    {100, 1, -1, {5, 4, 3}}, {-100, -200, -1, {1}},
+              {kMost, -kMost - 1, -kMost - 1, {5}}, {0, kMost, kMost, {1}}, {-2, kMost, 1, {4, 5}}, {1, 4, 2, {2, 4}}};
+  for (const auto& r : rows) {
+    const auto n = static_cast<int64_t>(r.elements.size());
+    const std::string slice = node("Slice", {"five", "start", "end", "axis", "step"}, {}, {"c"}) + floats("five", {1, 2, 3, 4, 5}) + longs("start", {r.start}) +
+                              longs("end", {r.end}) + longs("axis", {0}) + longs("step", {r.step});
+    nn::Graph g = std::move(io::parse_onnx(onnx_model(slice + node("Add", {"x", "c"}) + onnx_value(11, "x", {1, n}) + kOutput), "test").graph);
+    CHECK(outputs_of(g, Tensor::zeros({1, n}))[0].to_vector<float>() == r.elements);
+  }
+  const std::string empty = node("Slice", {"five", "start", "end", "axis", "step"}, {}, {"c"}) + longs("start", {1}) + longs("end", {3}) + longs("axis", {0}) + longs("step", {-1});
+  for (const Floats& five : {Floats{1, 2, 3, 4, 5}, Floats{}})
+    CHECK_CONTAINS(import_error(onnx_model(empty + floats("five", five) + node("Add", {"x", "c"}) + kVector + kOutput)), "a constant of 0 values");
+}
+
 TEST_CASE("onnx import: networks that are none") {
   const std::string relu = node("Relu", {"x"}), both = kImage + kOutput, shaped = onnx_value(11, "x", {1, 3, 8, 8});
   const auto input = [](const std::string& type) { return bytes(11, bytes(1, "x") + bytes(2, bytes(1, type))); };
