@@ -81,6 +81,18 @@ void Importer::narrow_codes(Constant& c, const std::vector<int64_t>& codes) cons
   for (Grid& g : c.grids) g.qmin = lo, g.qmax = hi;
 }
 
+// The grid of a value, or of the value whose elements it has.
+const Grid* Importer::grid_behind(nn::Value v) const {
+  for (;;) {
+    if (const auto it = grids_.find(v.id); it != grids_.end()) return &it->second;
+    const int producer = net_.graph.value(v).producer;
+    if (producer < 0) return nullptr;
+    const nn::Graph::Node& n = net_.graph.nodes()[static_cast<size_t>(producer)];
+    if (!n.module->preserves_grid()) return nullptr;
+    v = n.inputs[0];
+  }
+}
+
 void Importer::import_quantize(const NodeProto& n) {
   const int64_t wanted = attribute(n, "output_dtype", int64_t{0});
   std::vector<Grid> grids = grids_of(n, wanted ? static_cast<int32_t>(wanted) : kUint8);
@@ -105,15 +117,15 @@ void Importer::import_quantize(const NodeProto& n) {
   if (const auto it = narrow_.find(n.input(0)); it != narrow_.end()) {
     g.qmin = static_cast<int32_t>(it->second.min);
     g.qmax = static_cast<int32_t>(it->second.max);
+  } else if (const Grid* from = grid_behind(x.value); from && from->scale == g.scale && from->zero_point == g.zero_point && from->qmin >= g.qmin && from->qmax <= g.qmax) {
+    g = *from;  // its codes have no more levels than those they come from
   }
   codes_[n.output(0)] = g;
   features_[n.output(0)] = x;
   const nn::Graph::ValueInfo& info = net_.graph.value(x.value);
-  for (const quant::Encoding& e : net_.encodings.activations) {
-    if (e.name != info.name) continue;
-    if (e.grids[0] == g) return;
-    unsupported("\"", info.name, "\" is quantized twice, with different grids");
-  }
+  const auto [known, is_new] = grids_.emplace(x.value.id, g);
+  if (!is_new && known->second != g) unsupported("\"", info.name, "\" is quantized twice, with different grids");
+  if (!is_new) return;
   quant::Encoding e;
   e.name = info.name;
   e.grids = {g};

@@ -144,6 +144,7 @@ class Importer {
   void import_quantize(const NodeProto& n);
   void import_dequantize(const NodeProto& n);
   bool narrows_grid(const NodeProto& n);
+  const Grid* grid_behind(nn::Value v) const;
   void narrow_codes(Constant& c, const std::vector<int64_t>& codes) const;
   std::vector<Grid> grids_of(const NodeProto& n, int32_t type);
 
@@ -160,6 +161,7 @@ class Importer {
   std::unordered_map<std::string, Known> constants_;
   std::unordered_map<std::string, Feature> features_;
   std::unordered_map<std::string, Grid> codes_;    ///< outputs of QuantizeLinear that are no constants
+  std::unordered_map<int, Grid> grids_;            ///< by value: what QuantizeLinear put it on
   std::unordered_map<std::string, Range> narrow_;  ///< outputs of a Clip that stands for a narrower grid
   std::map<std::string, std::pair<int32_t, int32_t>> narrow_parameters_;
   std::unordered_map<std::string, std::vector<int>> readers_;
