@@ -1,6 +1,6 @@
 // A Graph as an ONNX file. Values are [n,h,w,c] in the Graph and [n,c,h,w] in the file, conv weights OIHW; the batch is symbolic ("N"). Names are the Graph's.
 // Outputs in order: what accuracy reads (Graph::scores), then the declared outputs that differ from it (a Softmax behind it). Thread-safe for different graphs.
-// Opset 17 (18 with Resize, 21 with grids of 9 to 16 bits). The same network gives the same bytes. Throws Error naming the node that has no ONNX form.
+// Opset 17 (19 with a dilated average pool, 21 with grids of 9 to 16 bits). The same network gives the same bytes. Throws Error naming the node that has no ONNX form.
 #pragma once
 
 #include <string>

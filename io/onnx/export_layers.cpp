@@ -174,10 +174,23 @@ bool Exporter::write_pool(const Node& n, const std::string& out) {
 void Exporter::write_resize(const nn::Resize& resize, const Node& n, const std::string& out) {
   const ResizeSpec& s = resize.options();
   static constexpr const char* kCoordinates[] = {"half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"};
-  const int64_t axes[] = {2, 3}, sizes[] = {s.height, s.width};
-  b_.require_opset(18);  // sizes of some axes only: the batch is not known
-  b_.node("Resize", n.name, {in(n.inputs[0]), "", "", int64s(n.name + "_sizes", sizes)}, out)
-      .set("axes", axes)
+  const Shape& x = shape(n.inputs[0]);
+  const float scales[] = {1.0f, 1.0f, static_cast<float>(s.height) / static_cast<float>(x[1]), static_cast<float>(s.width) / static_cast<float>(x[2])};
+  const auto exact = [](float scale, int64_t from, int64_t to) { return static_cast<double>(scale) * static_cast<double>(from) == static_cast<double>(to); };
+  std::vector<std::string> inputs{in(n.inputs[0]), ""};
+  if (exact(scales[2], x[1], s.height) && exact(scales[3], x[2], s.width)) {
+    const int64_t dims[] = {4};
+    inputs.push_back(b_.fresh(n.name + "_scales"));
+    b_.floats(inputs.back(), dims, scales);
+  } else {
+    // A rounded scale may give another size or, next to a tie, another pixel. Sizes need the batch: with axes for two of them ONNX Runtime does not load quantized networks.
+    const std::string batch = b_.fresh(n.name + "_batch"), sizes = b_.fresh(n.name + "_sizes");
+    const int64_t chw[] = {x[3], s.height, s.width};
+    b_.node("Shape", batch, {graph_.value(graph_.inputs()[0]).name}, batch).set("start", int64_t{0}).set("end", int64_t{1});
+    b_.node("Concat", sizes, {batch, int64s(n.name + "_chw", chw)}, sizes).set("axis", int64_t{0});
+    inputs.insert(inputs.end(), {"", sizes});
+  }
+  b_.node("Resize", n.name, inputs, out)
       .set("coordinate_transformation_mode", kCoordinates[static_cast<int>(s.coordinates)])
       .set("mode", s.mode == ResizeMode::nearest ? "nearest" : "linear")
       .set("nearest_mode", s.nearest_floor ? "floor" : "round_prefer_floor");
