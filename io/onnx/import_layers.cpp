@@ -293,7 +293,8 @@ void Importer::import_resize(const NodeProto& n) {
   s.nearest_floor = nearest == "floor";
   if (attribute(n, "antialias", int64_t{0}) != 0) unsupported("antialias");
   std::vector<int64_t> axes = attribute(n, "axes", std::vector<int64_t>{0, 1, 2, 3});
-  std::vector<int64_t> target = dims(x);
+  const std::vector<int64_t> from = dims(x);
+  std::vector<int64_t> target = from;
   const Constant* sizes = has_input(n, 3) ? &constant(n, 3, "sizes") : nullptr;
   const Constant& c = sizes ? *sizes : constant(n, 2, "scales");
   if (c.size() != axes.size()) unsupported(c.size(), " sizes for ", axes.size(), " axes");
@@ -304,12 +305,15 @@ void Importer::import_resize(const NodeProto& n) {
     if (sizes) {
       t = sizes->is_float ? 0 : sizes->ints[i];
     } else {
-      const double v = c.is_float ? std::floor(static_cast<double>(c.floats[i]) * static_cast<double>(t)) : 0.0;
-      t = v >= 1.0 && v <= 65536.0 ? static_cast<int64_t>(v) : 0;
+      const float v = c.is_float ? std::floor(c.floats[i] * static_cast<float>(t)) : 0.0f;  // in float, as ONNX Runtime
+      t = v >= 1.0f && v <= 65536.0f ? static_cast<int64_t>(v) : 0;
     }
     if (t < 1 || t > 65536) unsupported("a size of ", t);
+    if (sizes || s.coordinates == ResizeCoordinates::align_corners) continue;
+    // The file's coordinates follow the scale, the Graph's the sizes.
+    const double exact = static_cast<double>(c.floats[i]) * static_cast<double>(from[static_cast<size_t>(a)]), size = static_cast<double>(t);
+    if (std::abs(exact - size) > 1e-6 * size) unsupported("a scale of ", c.floats[i], " gives ", exact, " pixels, which is no whole number; resize to sizes instead");
   }
-  const std::vector<int64_t> from = dims(x);
   if (target[0] != from[0] || target[1] != from[1]) unsupported("it resizes batch or channels");
   s.height = target[2];
   s.width = target[3];

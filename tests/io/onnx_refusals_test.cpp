@@ -308,6 +308,17 @@ TEST_CASE("onnx import: slices of constants as ONNX defines them, backwards and 
     CHECK_CONTAINS(import_error(onnx_model(empty + floats("five", five) + node("Add", {"x", "c"}) + kVector + kOutput)), "a constant of 0 values");
 }
 
+TEST_CASE("onnx import: a Resize by scales") {
+  const auto resized = [](const Floats& scales, const char* coordinates = "half_pixel") {
+    return onnx_model(node("Resize", {"x", "", "s"}, word("coordinate_transformation_mode", coordinates)) + floats("s", scales) + onnx_value(11, "x", {1, 2, 3, 10}) + kOutput);
+  };
+  // 10/3 and 0.7 in float are below the quotients; ONNX Runtime multiplies in float and comes to whole pixels.
+  const nn::Graph g = std::move(io::parse_onnx(resized({1.0f, 1.0f, 10.0f / 3.0f, 0.7f}), "test").graph);
+  CHECK(g.value(g.outputs()[0]).shape == Shape{1, 10, 7, 2});
+  CHECK_CONTAINS(import_error(resized({1.0f, 1.0f, 1.5f, 1.0f})), "a scale of 1.5 gives 4.5 pixels, which is no whole number");
+  CHECK(import_error(resized({1.0f, 1.0f, 1.5f, 1.0f}, "align_corners")).empty());
+}
+
 TEST_CASE("onnx import: networks that are none") {
   const std::string relu = node("Relu", {"x"}), both = kImage + kOutput, shaped = onnx_value(11, "x", {1, 3, 8, 8});
   const auto input = [](const std::string& type) { return bytes(11, bytes(1, "x") + bytes(2, bytes(1, type))); };
