@@ -27,6 +27,19 @@ std::vector<float> columns_to_file_order(const std::vector<float>& w, const Shap
   return out;
 }
 
+// The windows of ceil_mode without it, by more padding behind: readers disagree on how many windows it adds and on what these average. Unchanged where the padding would be
+// as large as the kernel (dilations), which ONNX Runtime refuses.
+PoolSpec in_floor_mode(const PoolSpec& s, const Shape& x, const Shape& y) {
+  const auto behind = [&](int i, int64_t before, int64_t after) {
+    return std::max(after, (y[1 + i] - 1) * s.stride[i] + s.dilation[i] * (s.kernel[i] - 1) + 1 - x[1 + i] - before);
+  };
+  PoolSpec f = s;
+  f.ceil_mode = false;
+  f.padding.bottom = behind(0, s.padding.top, s.padding.bottom);
+  f.padding.right = behind(1, s.padding.left, s.padding.right);
+  return f.padding == s.padding || (f.padding.bottom < s.kernel[0] && f.padding.right < s.kernel[1]) ? f : s;
+}
+
 bool has_clamp(const Conv2dSpec& s) { return s.clamp_min != -kInfinity || s.clamp_max != kInfinity; }
 
 }  // namespace
@@ -136,27 +149,45 @@ bool Exporter::write_weighted(const Node& n, const std::string& out) {
   return false;
 }
 
+NodeBuilder Exporter::window(const char* op, const Node& n, const std::string& x, const PoolSpec& s, const std::string& out) {
+  return b_.node(op, n.name, {x}, out).set("ceil_mode", int64_t{s.ceil_mode}).set("kernel_shape", s.kernel).set("pads", pads_of(s.padding)).set("strides", s.stride);
+}
+
+void Exporter::write_average_pool(const nn::AveragePool& pool, const Node& n, const std::string& out) {
+  const PoolSpec& given = pool.spec();
+  PoolSpec s = in_floor_mode(given, shape(n.inputs[0]), shape(n.output));
+  s.count_include_pad = given.count_include_pad && !(given.padding == Padding2d{});
+  std::string x = in(n.inputs[0]);
+  if (s.count_include_pad && !(s.padding == given.padding)) {
+    // The zeros of the padding count, what lies behind them does not.
+    const Padding2d& p = given.padding;
+    const int64_t pads[] = {0, 0, p.top, p.left, 0, 0, p.bottom, p.right};
+    const std::string name = b_.fresh(n.name + "_padded");
+    b_.node("Pad", name, {x, int64s(name + "_pads", pads)}, name);
+    const auto& grid = grids_[static_cast<size_t>(n.inputs[0].id)];
+    x = grid ? quantize(name, name, b_.fresh(name + "_qdq"), *grid, true) : name;
+    s.padding = {0, 0, s.padding.bottom - p.bottom, s.padding.right - p.right};
+    s.count_include_pad = false;
+  }
+  NodeBuilder node = window("AveragePool", n, x, s, out);
+  node.set("count_include_pad", int64_t{s.count_include_pad});
+  if (s.dilation[0] == 1 && s.dilation[1] == 1) return;
+  b_.require_opset(19);
+  node.set("dilations", s.dilation);
+}
+
 bool Exporter::write_pool(const Node& n, const std::string& out) {
-  const auto window = [&](const char* op, const PoolSpec& s) {
-    return b_.node(op, n.name, {in(n.inputs[0])}, out).set("ceil_mode", int64_t{s.ceil_mode}).set("kernel_shape", s.kernel).set("pads", pads_of(s.padding)).set("strides", s.stride);
-  };
   if (const auto* pool = dynamic_cast<const nn::MaxPool*>(n.module.get())) {
-    window("MaxPool", pool->spec()).set("dilations", pool->spec().dilation);
+    const PoolSpec s = in_floor_mode(pool->spec(), shape(n.inputs[0]), shape(n.output));
+    window("MaxPool", n, in(n.inputs[0]), s, out).set("dilations", s.dilation);
     return true;
   }
   if (const auto* pool = dynamic_cast<const nn::AveragePool*>(n.module.get())) {
-    const PoolSpec& s = pool->spec();
-    const bool dilated = s.dilation[0] != 1 || s.dilation[1] != 1;
     // A target's windowed pool has other arithmetic.
     if (pool->is_global(shape(n.inputs[0]))) {
       b_.node("GlobalAveragePool", n.name, {in(n.inputs[0])}, out);
-      return true;
-    }
-    NodeBuilder node = window("AveragePool", s);
-    node.set("count_include_pad", int64_t{s.count_include_pad});
-    if (dilated) {
-      b_.require_opset(19);
-      node.set("dilations", s.dilation);
+    } else {
+      write_average_pool(*pool, n, out);
     }
     return true;
   }

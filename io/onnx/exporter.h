@@ -46,6 +46,8 @@ class Exporter {
   void write_flatten(const Node& n, const std::string& out);
   void write_pad(const nn::Pad& pad, const Node& n, const std::string& out);
   void write_slice(const nn::Slice& slice, const Node& n, const std::string& out);
+  NodeBuilder window(const char* op, const Node& n, const std::string& x, const PoolSpec& s, const std::string& out);
+  void write_average_pool(const nn::AveragePool& pool, const Node& n, const std::string& out);
   void write_resize(const nn::Resize& resize, const Node& n, const std::string& out);
 
   const Shape& shape(nn::Value v) const { return graph_.value(v).shape; }
