@@ -48,13 +48,14 @@ class Process {
   Outcome wait() {
     int status = 0;
     REQUIRE(::waitpid(pid_, &status, 0) == pid_);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), slurp(out_), slurp(err_)};
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), out_.starts_with("/dev/") ? std::string() : slurp(out_), slurp(err_)};
   }
   bool running() const {
     siginfo_t info{};
     return ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
   }
-  void kill_now() { ::kill(pid_, SIGKILL); }
+  void send(int signal) { ::kill(pid_, signal); }
+  void kill_now() { send(SIGKILL); }
 
  private:
   std::string out_, err_;

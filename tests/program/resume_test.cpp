@@ -1,0 +1,137 @@
+// What a run keeps of its work: stops at any time, other runs in the same folder, logs, left-overs.
+#include <csignal>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "detent/tests/program/support.h"
+
+using namespace detent;
+using namespace detent::test;
+
+namespace {
+
+constexpr auto kPoll = std::chrono::milliseconds(2);
+
+bool has(const Workshop& w, const std::string& file) { return file_exists(w / file); }
+
+void same_files(const Workshop& w, const std::string& a, const std::string& b) {
+  for (const char* name : {"m.safetensors", "m.encodings", "m.onnx", "m.qdq.onnx", "m.log.jsonl"}) {
+    const std::string u = slurp((w / a) + "/" + name), v = slurp((w / b) + "/" + name);
+    CHECK_MESSAGE((!u.empty() && u == v), name << " differs between " << a << " and " << b);
+  }
+}
+
+std::vector<int64_t> steps_in(const std::string& log) {
+  std::vector<int64_t> steps;
+  std::istringstream in(slurp(log));
+  for (std::string line; std::getline(in, line);) steps.push_back(nlohmann::json::parse(line).at("step").get<int64_t>());
+  return steps;
+}
+
+nlohmann::json summary(const Workshop& w, const std::string& folder) { return nlohmann::json::parse(slurp((w / folder) + "/m.summary.json")); }
+
+}  // namespace
+
+TEST_CASE("a_stop_or_a_kill_behind_training_goes_on_from_its_end") {
+  const Workshop w;
+  const std::string valid = (w / "data") + "/valid-00000-of-00001", once = slurp(valid);
+  std::string many;
+  for (int i = 0; i < 60; ++i) many += once;
+  spill(valid, many);  // time to be stopped in
+  for (const char* batch_norm : {"keep", "fold"}) {
+    const Arguments more{"--batch-norm", batch_norm, "--seed", "5", "--lr", "0.01"};
+    const std::string whole = std::string("whole-") + batch_norm;
+    REQUIRE(w.run(w.good(whole) + more).code == 0);
+    CHECK_FALSE(has(w, whole + "/m.step-6.ckpt"));
+    for (const int signal : {SIGTERM, SIGKILL}) {
+      CAPTURE(batch_norm);
+      CAPTURE(signal);
+      const std::string stopped = text(batch_norm, signal);
+      Process p(w.good(stopped) + more, w / "stdout", w / "stderr");
+      while (p.running() && !has(w, stopped + "/m.step-6.ckpt")) std::this_thread::sleep_for(kPoll);
+      p.send(signal);
+      const Outcome o = p.wait();
+      CHECK(o.code == (signal == SIGTERM ? 3 : -SIGKILL));
+      CHECK_FALSE(has(w, stopped + "/m.summary.json"));
+      REQUIRE(has(w, stopped + "/m.step-6.ckpt"));
+      const Outcome last = w.run(w.good(stopped) + more + Arguments{"--resume", "auto"});
+      INFO(last.err);
+      REQUIRE(last.code == 0);
+      same_files(w, whole, stopped);
+      CHECK(summary(w, stopped).at("accuracy") == summary(w, whole).at("accuracy"));
+    }
+  }
+}
+
+TEST_CASE("checkpoints_of_another_run_in_the_folder_are_neither_continued_nor_a_reason_to_drop_ones_own") {
+  const Workshop w;
+  const Arguments every{"--checkpoint-every", "2"};
+  REQUIRE(w.run(w.good("a") + every + Arguments{"--epochs", "2"}).code == 0);
+  CHECK(names_in(w / "a").find("m.step-12.ckpt") != std::string::npos);
+  const Arguments other = w.good("a") + every + Arguments{"--lr", "0.0005"};
+  REQUIRE(w.run(other + Arguments{"--max-steps", "4"}).code == 0);
+  for (const char* kept : {"a/m.step-2.ckpt", "a/m.step-4.ckpt", "a/m.step-12.ckpt"}) CHECK_MESSAGE(has(w, kept), kept);
+  const Outcome on = w.run(other + Arguments{"--resume", "auto"});
+  INFO(on.err);
+  REQUIRE(on.code == 0);
+  CHECK(summary(w, "a").at("resumed_from_step") == 4);
+  CHECK_CONTAINS(on.err, "passed over");
+  CHECK_CONTAINS(on.err, "--lr 0.001, this run has 5e-04");
+  CHECK_CONTAINS(on.err, "m.step-4.ckpt");
+  // Other weights under the same name.
+  nn::Graph g = nn::models::resnet20_cifar10();
+  nn::initialize(g, {.seed = 2});
+  io::save_weights(g, w / "weights.safetensors");
+  const Outcome foreign = w.run(other + Arguments{"--resume", (w / "a") + "/m.step-6.ckpt"});
+  CHECK(foreign.code == 2);
+  CHECK_CONTAINS(foreign.err, "--weights had another content");
+  // What was trained is not exported as if it was not.
+  const Outcome untrained = w.run(w.good("b") + every + Arguments{"--max-steps", "2"});
+  REQUIRE(untrained.code == 0);
+  const Outcome none = w.run(w.good("b") + every + Arguments{"--epochs", "0", "--resume", "auto"});
+  CHECK(none.code == 2);
+  CHECK_CONTAINS(none.err, "--max-steps 2");
+}
+
+TEST_CASE("a_log_is_there_while_training_and_has_each_step_once_when_resumed_elsewhere") {
+  const Workshop w;
+  const Arguments every{"--checkpoint-every", "1", "--keep-checkpoints", "9"};
+  REQUIRE(w.run(w.good("a") + every + Arguments{"--max-steps", "3"}).code == 0);
+  REQUIRE(w.run(w.good("b") + every + Arguments{"--max-steps", "6", "--resume", (w / "a") + "/m.step-2.ckpt"}).code == 0);
+  REQUIRE(w.run(w.good("b") + every + Arguments{"--max-steps", "5", "--resume", (w / "b") + "/m.step-4.ckpt"}).code == 0);
+  CHECK(steps_in((w / "b") + "/m.log.jsonl") == std::vector<int64_t>{3, 4, 5});
+
+  Process p(w.good("watched") + Arguments{"--epochs", "100000"}, w / "stdout", w / "stderr");
+  const std::string log = (w / "watched") + "/m.log.jsonl";
+  while (p.running() && (!file_exists(log) || slurp(log).empty())) std::this_thread::sleep_for(kPoll);
+  CHECK(p.running());
+  p.kill_now();
+  p.wait();
+  CHECK(steps_in(log).front() == 1);
+}
+
+TEST_CASE("left_overs_are_removed_when_nobody_writes_them_any_more_and_no_other_runs") {
+  const Workshop w;
+  make_folders(w / "a");
+  const std::string alive = text("m.safetensors.tmp-", ::getpid(), "-0");
+  for (const std::string& name : {std::string("m.onnx.tmp-999999999-0"), std::string("m.step-7.ckpt.tmp-999999999-3"), std::string(".writable.tmp-999999999-1"), alive,
+                                  std::string("m.w4.onnx.tmp-999999999-0"), std::string("m.step-x.ckpt.tmp-999999999-0")})
+    spill((w / "a") + "/" + name, "half");
+  REQUIRE(w.run(w.good("a") + Arguments{"--epochs", "0"}).code == 0);
+  const std::string left = names_in(w / "a");
+  CHECK(left.find("m.onnx.tmp-") == std::string::npos);
+  CHECK(left.find("m.step-7") == std::string::npos);
+  CHECK(left.find(".writable") == std::string::npos);
+  CHECK_CONTAINS(left, alive);
+  CHECK_CONTAINS(left, "m.w4.onnx.tmp-");
+  CHECK_CONTAINS(left, "m.step-x.ckpt.tmp-");
+}
+
+TEST_CASE("a_table_that_cannot_be_printed_is_an_error_and_the_results_are_there") {
+  const Workshop w;
+  const Outcome o = Process(w.good("a") + Arguments{"--epochs", "0"}, "/dev/full", w / "stderr").wait();
+  CHECK(o.code == 2);
+  CHECK_CONTAINS(o.err, "standard output; the results are in ");
+  CHECK(has(w, "a/m.qdq.onnx"));
+}
