@@ -87,7 +87,7 @@ class BatchNorm final : public Module {
 /// A pointwise function: Relu, Clip, LeakyRelu, Sigmoid, HardSwish...
 class Activation final : public Module {
  public:
-  explicit Activation(Pointwise op) : op_(op) {}
+  explicit Activation(Pointwise op);
   OpDesc describe() const override;
   Shape infer(std::span<const Shape> inputs) const override;
   Var forward(const Context& context, std::span<const Var> inputs) override;

@@ -80,6 +80,8 @@ Var Dense::forward(const Context& context, std::span<const Var> inputs) {
 BatchNorm::BatchNorm(const Options& options) : options_(options) {
   const Shape c{options.channels};
   DETENT_CHECK(options.channels > 0, "batch_norm: ", options.channels, " channels");
+  DETENT_CHECK(options.eps >= 0.0f && std::isfinite(options.eps), "batch_norm: eps ", options.eps, " is not a finite number of at least 0");
+  DETENT_CHECK(options.momentum >= 0.0f && options.momentum <= 1.0f, "batch_norm: momentum ", options.momentum, " is not in 0..1");
   weight.value = Tensor::full(c, 1.0f);
   bias.value = Tensor::zeros(c);
   running_mean = Tensor::zeros(c);

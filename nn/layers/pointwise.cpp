@@ -38,6 +38,10 @@ Var global_average(const Var& x) {
 Pointwise relu_op() { return {PointwiseKind::clip, 0.0f, std::numeric_limits<float>::infinity()}; }
 Pointwise clip_op(float lo, float hi) { return {PointwiseKind::clip, lo, hi}; }
 
+Activation::Activation(Pointwise op) : op_(op) {
+  DETENT_CHECK(op.kind != PointwiseKind::clip || op.a <= op.b, "clip: bounds ", op.a, " and ", op.b, "; the first must be the lower one");
+}
+
 OpDesc Activation::describe() const {
   switch (op_.kind) {
     case PointwiseKind::identity: return {"Identity", {}};

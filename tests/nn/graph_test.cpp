@@ -175,6 +175,14 @@ TEST_CASE("graph_refuses_modules_and_nodes_that_are_not_there") {
   CHECK(g(Tensor::full(Shape{1, 4, 4, 3}, -1.0f)).dense().to_vector<float>()[0] == 0.0f);
 }
 
+TEST_CASE("layers_refuse_options_that_make_no_sense") {
+  CHECK_MENTIONS(message_of([] { Activation a(clip_op(1.0f, -1.0f)); }), "clip: bounds 1 and -1");
+  CHECK_MENTIONS(message_of([] { Activation a(clip_op(NAN, 1.0f)); }), "clip: bounds NaN");
+  CHECK_NOTHROW(Activation(clip_op(2.0f, 2.0f)));
+  CHECK_MENTIONS(message_of([] { BatchNorm b(BatchNorm::Options{.channels = 4, .eps = -1.0f}); }), "eps -1");
+  CHECK_MENTIONS(message_of([] { BatchNorm b(BatchNorm::Options{.channels = 4, .momentum = 1.5f}); }), "momentum 1.5");
+}
+
 TEST_CASE("graph_tap_sees_every_value_in_order") {
   Graph g = small_network();
   randomize(g, 1);
