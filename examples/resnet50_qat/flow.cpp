@@ -4,8 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <nlohmann/json.hpp>
-#include <optional>
 #include <utility>
 
 #include "built_in.h"
@@ -30,23 +28,6 @@ std::atomic<bool> stop_requested{false};
 void stop_if_asked() {
   if (stop_requested.load()) throw Stopped{};
 }
-
-namespace {
-
-// Removes a log that a failed run would leave half-written.
-struct LogGuard {
-  std::string path;
-  bool keep = false;
-  ~LogGuard() {
-    if (keep) return;
-    try {
-      if (file_exists(path)) remove_file(path);
-    } catch (const Error&) {
-    }
-  }
-};
-
-}  // namespace
 
 Flow::Flow(Options options) : o_(std::move(options)) {
   set_num_threads(o_.threads);
@@ -220,13 +201,10 @@ bool Flow::train() {
   make_teacher();
   if (o_.distill > 0.0f) trainer.distillation = {.teacher = &teacher_, .weight = o_.distill, .temperature = o_.distill_temperature};
 
-  LogGuard guard{path(".log.jsonl"), progress_.step > 0};
-  trim_log(guard.path, progress_.step);
-  OutputFile log(guard.path, FileSystem::Open::append);
+  TrainingLog log(path(".log.jsonl"), progress_.step);
   Progress bar("train", total * o_.batch, o_.quiet);
   const int64_t first = progress_.step;
   int64_t images = 0;
-  auto flushed = std::chrono::steady_clock::now();
   while (progress_.step < total) {
     loader.seek(progress_.epoch, progress_.batch);
     io::Batch batch;
@@ -235,17 +213,13 @@ bool Flow::train() {
       progress_.step = info.step;
       progress_.batch = batch.index + 1;
       images += info.images;
-      log.write(nlohmann::ordered_json{{"step", info.step}, {"loss", info.loss}, {"lr", info.learning_rate}}.dump() + "\n");
-      if (const auto now = std::chrono::steady_clock::now(); now - flushed > std::chrono::seconds(1)) {  // for those who watch it
-        log.flush();
-        flushed = now;
-      }
+      log.add(info);
       bar.update((info.step - first) * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
       const bool stop = stop_requested.load();
       if (stop || (o_.checkpoint_every && info.step % o_.checkpoint_every == 0)) {
         log.sync();
         save(Prune::yes);
-        guard.keep = true;
+        log.keep();
       }
       if (stop) {
         bar.finish();
@@ -258,9 +232,7 @@ bool Flow::train() {
     progress_.batch = 0;
   }
   naming_last_checkpoint([&] { nn::require_finite(net_, "training"); });
-  log.sync();
   log.close();
-  guard.keep = true;
   report_.seconds["qat_train"] += bar.seconds();
   if (images > 0) {  // else the checkpoint was that of the end
     report_.images_per_second["train_qat"] = rate(images, bar.seconds());

@@ -2,15 +2,18 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "detent/core/file.h"
 #include "detent/io/checkpoint.h"
 #include "detent/io/data/loader.h"
 #include "detent/nn/graph.h"
 #include "detent/nn/models/models.h"
 #include "detent/nn/optimizer.h"
+#include "detent/nn/train.h"
 #include "detent/quant/quantsim.h"
 #include "options.h"
 #include "report.h"
@@ -108,7 +111,25 @@ auto Flow::naming_last_checkpoint(Fn&& fn) {
   }
 }
 
-/// Drops what a log holds behind this many steps.
-void trim_log(const std::string& path, int64_t steps);
+/// A line for each step of training, for those who watch it too. What it holds behind `steps` is dropped first: a resumed log equals an uninterrupted one. A run that fails takes
+/// its log along unless it was continued, or there is a checkpoint to go on from.
+class TrainingLog {
+ public:
+  TrainingLog(std::string path, int64_t steps);
+  ~TrainingLog();
+  TrainingLog(const TrainingLog&) = delete;
+  TrainingLog& operator=(const TrainingLog&) = delete;
+  void add(const detent::nn::StepInfo& step);
+  void sync() { file_->sync(); }
+  void keep() { kept_ = true; }
+  /// All of it is on the disk, and stays.
+  void close();
+
+ private:
+  std::string path_;
+  bool kept_;
+  std::unique_ptr<detent::OutputFile> file_;
+  std::chrono::steady_clock::time_point flushed_ = std::chrono::steady_clock::now();
+};
 
 }  // namespace qat

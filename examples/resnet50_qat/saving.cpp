@@ -55,10 +55,8 @@ std::string difference(const Json& then, const Json& now) {
   return {};
 }
 
-}  // namespace
-
-// What a step did is in the log; what was logged after the checkpoint is dropped, so that a resumed log equals an uninterrupted one.
-void trim_log(const std::string& path, int64_t steps) {
+// The lines of the first `steps` steps, each once.
+void trim(const std::string& path, int64_t steps) {
   std::string kept;
   if (steps > 0 && file_exists(path)) {
     SequentialFile file(path);
@@ -72,6 +70,35 @@ void trim_log(const std::string& path, int64_t steps) {
     }
   }
   write_file_atomically(path, std::string_view(kept));
+}
+
+}  // namespace
+
+TrainingLog::TrainingLog(std::string path, int64_t steps) : path_(std::move(path)), kept_(steps > 0) {
+  trim(path_, steps);
+  file_ = std::make_unique<OutputFile>(path_, FileSystem::Open::append);
+}
+
+TrainingLog::~TrainingLog() {
+  if (kept_) return;
+  try {
+    if (file_exists(path_)) remove_file(path_);
+  } catch (const Error&) {
+  }
+}
+
+void TrainingLog::add(const nn::StepInfo& step) {
+  file_->write(nlohmann::ordered_json{{"step", step.step}, {"loss", step.loss}, {"lr", step.learning_rate}}.dump() + "\n");
+  const auto now = std::chrono::steady_clock::now();
+  if (now - flushed_ < std::chrono::seconds(1)) return;
+  file_->flush();
+  flushed_ = now;
+}
+
+void TrainingLog::close() {
+  file_->sync();
+  file_->close();
+  kept_ = true;
 }
 
 std::string Flow::options_key() const {
