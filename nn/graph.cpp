@@ -103,6 +103,16 @@ std::vector<int> Graph::consumers(Value v) const {
 
 bool Graph::is_output(Value v) const { return std::find(outputs_.begin(), outputs_.end(), v) != outputs_.end(); }
 
+std::vector<bool> Graph::live_values() const {
+  std::vector<bool> live(values_.size(), false);
+  for (const Value v : outputs_) live[static_cast<size_t>(v.id)] = true;
+  for (auto n = nodes_.rbegin(); n != nodes_.rend(); ++n) {
+    if (!live[static_cast<size_t>(n->output.id)]) continue;
+    for (const Value v : n->inputs) live[static_cast<size_t>(v.id)] = true;
+  }
+  return live;
+}
+
 Value Graph::scores() const {
   DETENT_CHECK(!outputs_.empty(), "graph: no output was declared");
   const Value out = outputs_[0];

@@ -70,6 +70,8 @@ class Graph {
   /// Indices of the nodes that read a value (a node that reads it twice appears twice).
   std::vector<int> consumers(Value v) const;
   bool is_output(Value v) const;
+  /// By value: does an output depend on it? What none depends on is never computed.
+  std::vector<bool> live_values() const;
   /// What losses and accuracies read: the first output, or the value before it when it is a Softmax.
   Value scores() const;
 

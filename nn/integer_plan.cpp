@@ -34,7 +34,10 @@ void check_quantizers(Graph& g) {
     }
     if (!problem.empty()) problems += "\n  " + problem;
   };
-  for (int i = 0; i < g.value_count(); ++i) look(g.value({i}).name, g.value({i}).transform.get(), true);
+  const std::vector<bool> live = g.live_values();
+  for (int i = 0; i < g.value_count(); ++i) {
+    if (live[static_cast<size_t>(i)]) look(g.value({i}).name, g.value({i}).transform.get(), true);
+  }
   Visitor v;
   v.parameter = [&](Parameter& p) { look(p.name, p.transform.get(), false); };
   g.visit(v, false);

@@ -284,7 +284,9 @@ void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
   match(encodings.activations);  // which list an entry stands in is the format's affair: 2.0.0 has one
   match(encodings.params);
   if (mode == Load::strict) {
+    const std::vector<bool> live = graph_.live_values();  // what no image reaches has no range in any file
     for (const Placement& p : placements_) {
+      if (!p.parameter && !live[static_cast<size_t>(p.value.id)]) continue;
       const bool found = std::any_of(matched.begin(), matched.end(), [&](const auto& m) { return m.first == &p; });
       if (!found && !p.quantizer->is_float()) wrong += text("\n  ", p.name, ": no entry in the file");
     }

@@ -160,7 +160,7 @@ void tile_blocks(const char* name, int64_t count, const Body& body) {
     const auto shared = std::make_unique<Shared>();
     for (int64_t i = 0; i < count; ++i) {
       std::memset(static_cast<void*>(shared.get()), 0xFF, sizeof(Shared));
-      HostTileBlock block(i);
+      HostTileBlock block(static_cast<int32_t>(i));
       body(block, *shared);
     }
   });

@@ -327,6 +327,19 @@ TEST_CASE("nan_and_infinity_in_images_are_not_quantized_away") {
   }
 }
 
+TEST_CASE("a_branch_that_no_output_reads_is_in_nobodys_way") {
+  Graph g = folded_network();
+  g.add<Activation>("aux", {g.find_value("conv1")}, Pointwise{PointwiseKind::sigmoid});
+  QuantSim sim(g, {.scheme = Scheme::tf, .config = default_config("integer")});
+  sim.compute_encodings([&] { g(images()); });
+  CHECK(sim.unseen() == std::vector<std::string>{"aux"});
+  const Tensor simulated = infer(g, images());
+  g.set_execution(Graph::Execution::integer);
+  CHECK(same_bits(infer(g, images()), simulated));
+  g.set_execution(Graph::Execution::planned);
+  CHECK_NOTHROW(sim.load_encodings(sim.encodings()));
+}
+
 TEST_CASE("the_table_has_a_line_per_quantizer") {
   Graph g = folded_network();
   QuantSim sim(g);
