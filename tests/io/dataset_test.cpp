@@ -1,5 +1,6 @@
 #include "detent/tests/io/support.h"
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -133,15 +134,18 @@ TEST_CASE("more files than are kept open") {
     expected.push_back(i + 1);
   }
   struct Counting : FileSystem {
-    int *now, *most;
+    std::atomic<int>*now, *most;  // files are indexed by several threads
     int open(const std::string& path, Open mode) override {
       const int fd = FileSystem::open(path, mode);
-      if (fd >= 0 && ++*now > *most) *most = *now;
+      if (fd < 0) return fd;
+      const int open_now = ++*now;
+      for (int seen = *most; open_now > seen && !most->compare_exchange_weak(seen, open_now);) {
+      }
       return fd;
     }
     int close(int fd) override { return --*now, FileSystem::close(fd); }
   };
-  int now = 0, most = 0;
+  std::atomic<int> now{0}, most{0};
   auto fs = std::make_unique<Counting>();
   fs->now = &now;
   fs->most = &most;
