@@ -340,6 +340,9 @@ TEST_CASE("a recorded step with learned ranges gives the same bits while its gri
   NEEDS_DEVICE();
   int zeros = 0;  // zero points that moved
   for (const char* name : {"small", "mixed", "residual"}) {
+#if defined(__SANITIZE_ADDRESS__)
+    if (std::string_view(name) == "residual") continue;  // ten minutes of the same code
+#endif
     for (const int bits : {8, 4}) {
       CAPTURE(name);
       CAPTURE(bits);
