@@ -268,7 +268,7 @@ int Flow::run() {
   try {
     return run_stages();
   } catch (const Stopped&) {
-    const bool saved = last_checkpoint_ == join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step));
+    const bool saved = last_checkpoint_ == checkpoint_path();
     if (trained_ && !saved) {
       say(false, "stopped behind the training, of which no checkpoint could be written: nothing is saved");
     } else if (progress_.step > 0) {
@@ -285,10 +285,10 @@ int Flow::run_stages() {
   require_files(o_);
   config_ = load_config(o_.config);
   given_ranges_ = read_ranges(o_.encodings);
+  progress_.options = options_key();
   resume();
   open_data();
   build_network();
-  progress_.options = options_key();
   require_folders(o_);
   remove_left_overs();
   sgd_ = std::make_unique<nn::Sgd>(nn::Sgd::Options{.learning_rate = o_.lr, .momentum = o_.momentum, .weight_decay = o_.weight_decay});

@@ -70,6 +70,7 @@ class Flow {
   auto naming_last_checkpoint(Fn&& fn);
   std::string options_key() const;
   enum class Prune : uint8_t { no, yes };
+  std::string checkpoint_path() const;  ///< of the present step
   void save(Prune prune);
   void save_trained();
   void say_stopped() const;

@@ -107,9 +107,11 @@ std::string Flow::options_key() const {
   return key.dump();
 }
 
+std::string Flow::checkpoint_path() const { return join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step)); }
+
 void Flow::save(Prune prune) {
   progress_.report = report_.to_json();
-  const std::string file = join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step));
+  const std::string file = checkpoint_path();
   naming_last_checkpoint([&] { io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress_); });
   last_checkpoint_ = file;
   if (prune == Prune::yes) io::prune_checkpoints(o_.output, o_.prefix, o_.keep_checkpoints, progress_.step);
@@ -118,7 +120,7 @@ void Flow::save(Prune prune) {
 // What comes behind training changes the network: an end before the results are written goes on from this checkpoint, which is then removed.
 void Flow::save_trained() {
   trained_ = true;
-  if (last_checkpoint_ == join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step))) return;
+  if (last_checkpoint_ == checkpoint_path()) return;
   try {
     save(Prune::no);
     trained_checkpoint_ = last_checkpoint_;
@@ -167,7 +169,7 @@ std::string Flow::checkpoint_to_resume(const Json& now) const {
 
 void Flow::resume() {
   if (o_.resume.empty()) return;
-  const Json now = Json::parse(options_key());
+  const Json now = Json::parse(progress_.options);
   resume_from_ = o_.resume == "auto" ? checkpoint_to_resume(now) : o_.resume;
   if (resume_from_.empty()) return;
   const io::Progress p = io::read_progress(resume_from_);

@@ -16,6 +16,8 @@ using namespace detent::test;
 
 namespace {
 
+const Progress kProgress{.step = 5, .epoch = 1, .batch = 2, .options = "{\"a\": 1}", .report = "text \"quoted\"\n"};
+
 // A network in the middle of quantized training.
 struct Run {
   nn::Graph graph;
@@ -35,6 +37,11 @@ struct Run {
     nn::Trainer trainer(graph, sgd, schedule);
     for (int i = from; i < to; ++i) trainer.step(random_tensor({4, 8, 8, 3}, static_cast<uint64_t>(100 + i)), class_labels(4, 4));
   }
+  void train_and_save(int steps, const std::string& path) {
+    calibrate();
+    train(0, steps);
+    save_checkpoint(path, graph, sim.get(), sgd, kProgress);
+  }
   // Everything that a checkpoint holds, as bytes.
   std::string fingerprint() {
     std::string all;
@@ -46,16 +53,12 @@ struct Run {
   }
 };
 
-const Progress kProgress{.step = 5, .epoch = 1, .batch = 2, .options = "{\"a\": 1}", .report = "text \"quoted\"\n"};
-
 }  // namespace
 
 TEST_CASE("checkpoint_goes_on_to_the_same_bits") {
   const TempFolder folder;
   Run a(1);
-  a.calibrate();
-  a.train(0, 5);
-  save_checkpoint(folder / "a.ckpt", a.graph, a.sim.get(), a.sgd, kProgress);
+  a.train_and_save(5, folder / "a.ckpt");
   Run b(2);  // other weights, nothing calibrated
   const Progress p = load_checkpoint(folder / "a.ckpt", b.graph, b.sim.get(), b.sgd);
   CHECK(p.step == 5);
@@ -106,9 +109,7 @@ TEST_CASE("damaged_checkpoints_change_nothing") {
 TEST_CASE("checkpoints_of_another_network_change_nothing") {
   const TempFolder folder;
   Run a(1);
-  a.calibrate();
-  a.train(0, 2);
-  save_checkpoint(folder / "a.ckpt", a.graph, a.sim.get(), a.sgd, kProgress);
+  a.train_and_save(2, folder / "a.ckpt");
   const auto refuse = [&](Run& b) {
     b.calibrate();
     const std::string before = b.fingerprint();
@@ -134,9 +135,7 @@ TEST_CASE("checkpoints_of_another_network_change_nothing") {
 TEST_CASE("a_checkpoint_of_another_kind_of_optimizer_is_refused") {
   const TempFolder folder;
   Run a(1);
-  a.calibrate();
-  a.train(0, 2);
-  save_checkpoint(folder / "a.ckpt", a.graph, a.sim.get(), a.sgd, kProgress);
+  a.train_and_save(2, folder / "a.ckpt");
   const std::string before = a.fingerprint();
   nn::Adam adam({.learning_rate = 0.01f});
   nn::Sgd plain({.momentum = 0.0f}), same({.momentum = 0.5f});

@@ -17,13 +17,6 @@ namespace {
 
 const char* const kFiles[] = {"m.safetensors", "m.encodings", "m.onnx", "m.qdq.onnx", "m.log.jsonl", "m.summary.json"};
 
-void same_results(const Workshop& w, const std::string& a, const std::string& b) {
-  for (const char* name : {"m.safetensors", "m.encodings", "m.onnx", "m.qdq.onnx", "m.log.jsonl"}) {
-    const std::string u = slurp((w / a) + "/" + name), v = slurp((w / b) + "/" + name);
-    CHECK_MESSAGE((!u.empty() && u == v), name << " differs between " << a << " and " << b);
-  }
-}
-
 }  // namespace
 
 TEST_CASE("a_run_and_its_summary") {

@@ -97,4 +97,12 @@ inline std::string names_in(const std::string& folder) {
   return all;
 }
 
+/// Two runs' files hold the same bytes.
+inline void same_results(const Workshop& w, const std::string& a, const std::string& b) {
+  for (const char* name : {"m.safetensors", "m.encodings", "m.onnx", "m.qdq.onnx", "m.log.jsonl"}) {
+    const std::string u = slurp((w / a) + "/" + name), v = slurp((w / b) + "/" + name);
+    CHECK_MESSAGE((!u.empty() && u == v), name << " differs between " << a << " and " << b);
+  }
+}
+
 }  // namespace detent::test
