@@ -49,17 +49,25 @@ DETENT_INLINE void finish(F v, const TileEpilogue& e, int64_t k, int64_t at, int
   }
 }
 
+// Adds a[0] times each vector of b to the sums of one pixel.
+template <int NV, typename V = Vec>
+DETENT_INLINE void accumulate_row(F (&sums)[NV], const float* a, const F (&b)[NV]) {
+  if constexpr (NV == 2 && requires { V::accumulate_pair(sums[0], sums[1], a, b[0], b[1]); }) {
+    V::accumulate_pair(sums[0], sums[1], a, b[0], b[1]);
+  } else {
+    const F factor = Vec::set(*a);
+    DETENT_UNROLL
+    for (int j = 0; j < NV; ++j) sums[j] = Vec::accumulate(factor, b[j], sums[j]);
+  }
+}
+
 template <int NV, int P>
 DETENT_INLINE void step(F (&acc)[P][NV], const float* const (&x)[P], int64_t i, const float* w) {
   F b[NV];
   DETENT_UNROLL
   for (int j = 0; j < NV; ++j) b[j] = Vec::load(w + j * kV);
   DETENT_UNROLL
-  for (int p = 0; p < P; ++p) {
-    const F a = Vec::set(x[p][i]);
-    DETENT_UNROLL
-    for (int j = 0; j < NV; ++j) acc[p][j] = Vec::accumulate(a, b[j], acc[p][j]);
-  }
+  for (int p = 0; p < P; ++p) accumulate_row<NV>(acc[p], x[p] + i, b);
 }
 
 // Joins the moments of `np` pixels' sums into those of the `before` pixels that came first (Chan et al. 1983).
