@@ -1,4 +1,4 @@
-// All of Detent's public interface. Programs that care for compile time include the headers they use. Each says what threads may share.
+// Detent's public interface, but for io/data/resize.h and core/math/optimizer_math.h. Programs that care for compile time include the headers they use. Each says what threads may share.
 #pragma once
 
 #include "detent/autograd/ops.h"

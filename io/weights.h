@@ -9,7 +9,7 @@
 
 namespace detent::io {
 
-/// Loads a file recognised by its content: safetensors, ONNX (its initializers by name), Keras .h5. Names may carry a common prefix ("module.", "model.") or be Hugging Face's
+/// Loads a file recognised by its content: safetensors, ONNX (its initializers by name), Keras .h5. Names may carry a common prefix ("module.", "model.", "backbone.") or be Hugging Face's
 /// for ResNets (timm's are torchvision's); "*.num_batches_tracked" is ignored.
 /// Every missing, left-over or wrongly shaped tensor is named in one Error, and then nothing was changed. Pickled PyTorch files are refused with the way to convert them.
 void load_weights(nn::Graph& graph, const std::string& path);
