@@ -1,6 +1,4 @@
-// Calibration of ResNet-50 (224x224, random images) against the float evaluation of the same images by the same folded network, in turns.
-//   calibration_bench [--images N] [--batch N] [--rounds N] [--threads N] [--scheme S] [--json]
-// Prints the seconds of both and their ratio (medians over the rounds) for each scheme: statistics, the search for ranges and the encoding of weights included.
+// Calibration of ResNet-50 against its float evaluation: kUsage says how.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -8,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "detent/bench/help.h"
 #include "detent/core/parallel.h"
 #include "detent/core/rng.h"
 #include "detent/nn/layers.h"
@@ -17,6 +16,11 @@
 #include "detent/quant/quantsim.h"
 
 namespace {
+
+constexpr char kUsage[] = R"(Calibration of ResNet-50 (224x224, random images) against the float evaluation of the same images by the same folded network, in turns.
+  calibration_bench [--images N] [--batch N] [--rounds N] [--threads N] [--scheme S] [--json]
+Prints the seconds of both and their ratio (medians over the rounds) for each scheme: statistics, the search for ranges and the encoding of weights included.
+)";
 
 using namespace detent;
 using Clock = std::chrono::steady_clock;
@@ -104,6 +108,7 @@ int run(const Options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (detent::bench::prints_help(argc, argv, kUsage)) return 0;
   try {
     return run(parse(argc, argv));
   } catch (const std::exception& e) {

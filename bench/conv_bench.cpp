@@ -1,8 +1,4 @@
-// Times every convolution of ResNet-50, MobileNetV2 (batch 16) and ResNet-20 (batch 128) in three directions, and forward on integers, in GFLOP/s and as a share
-// of the FMA peak (integers: of their multiply-add peak), and prints for each network and direction the share weighted by the time its layers take.
-//   conv_bench [--threads=1,2] [--codes] [--bf16] [google-benchmark options]
-// --codes: the input of backward-filter is codes too, and there is a forward that decodes them. --bf16: products of that precision, the peak is theirs.
-// The peak is measured at once before each layer, on as many threads, because a shared machine changes speed under way.
+// Times every convolution of ResNet-50, MobileNetV2 and ResNet-20 against the FMA peak: kUsage says how.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -20,12 +16,21 @@
 #include "detent/backends/cpu/integer.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
+#include "detent/bench/help.h"
 #include "detent/core/allocator.h"
 #include "detent/core/parallel.h"
 #include "detent/core/rng.h"
 #include "shapes.h"
 
 namespace {
+
+constexpr char kUsage[] = R"(Times every convolution of ResNet-50, MobileNetV2 (batch 16) and ResNet-20 (batch 128) in three directions, and forward on integers, in GFLOP/s and as a share
+of the FMA peak (integers: of their multiply-add peak), and prints for each network and direction the share weighted by the time its layers take.
+  conv_bench [--threads=1,2] [--codes] [--bf16] [google-benchmark options]
+--codes: the input of backward-filter is codes too, and there is a forward that decodes them. --bf16: products of that precision, the peak is theirs.
+The peak is measured at once before each layer, on as many threads, because a shared machine changes speed under way.
+Other options are Google Benchmark's: --benchmark_filter=REGEX, --benchmark_list_tests, --benchmark_out=FILE ...
+)";
 
 using namespace detent;
 
@@ -166,6 +171,7 @@ void add(const char* network, const bench::ConvShape (&shapes)[N], int64_t batch
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (detent::bench::prints_help(argc, argv, kUsage)) return 0;
   std::vector<int> threads = {1, 2};
   bool codes = false;
   int kept = 1;

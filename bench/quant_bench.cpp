@@ -1,7 +1,4 @@
-// Memory-bound kernels in GB/s and in percent of memcpy, measured in the same run on buffers of the same size (preallocated, touched; read + write).
-// --device cuda: the same on a GPU with 67 M elements, against its copy within the device; ten runs are timed at once.
-// Rates are the best of the run, as STREAM reports them; median_percent is the ratio of the medians.
-// Bytes counted per element: fake-quant forward 8, backward 12, batch norm 8, add+relu 12; statistics 4. Argument: threads (0: all cores).
+// Memory-bound kernels in percent of memcpy: kUsage says how.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -12,6 +9,7 @@
 #include <map>
 #include <vector>
 
+#include "detent/bench/help.h"
 #include "detent/core/backend.h"
 #include "detent/core/parallel.h"
 #include "detent/core/rng.h"
@@ -20,6 +18,14 @@
 using namespace detent;
 
 namespace {
+
+constexpr char kUsage[] = R"(Memory-bound kernels in GB/s and in percent of memcpy, measured in the same run on buffers of the same size (preallocated, touched; read + write).
+  quant_bench [--device cpu|cuda|cuda:N] [google-benchmark options]
+--device cuda: the same on a GPU with 67 M elements, against its copy within the device; ten runs are timed at once.
+Rates are the best of the run, as STREAM reports them; median_percent is the ratio of the medians.
+Bytes counted per element: fake-quant forward 8, backward 12, batch norm 8, add+relu 12; statistics 4. Argument: threads (0: all cores).
+Other options are Google Benchmark's: --benchmark_filter=REGEX, --benchmark_list_tests, --benchmark_out=FILE ...
+)";
 
 constexpr int64_t kChannels = 64, kSide = 112;
 Device g_device;
@@ -249,6 +255,7 @@ DETENT_BENCH(sgd_momentum);
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (detent::bench::prints_help(argc, argv, kUsage)) return 0;
   try {
     for (int i = 1; i + 1 < argc; ++i) {
       if (std::strcmp(argv[i], "--device") != 0) continue;

@@ -1,9 +1,4 @@
-// ResNet-50 at 224x224 on random images: images per second of evaluation and training, float and quantized. One JSON line with --json.
-//   resnet50_bench --mode eval|train|qat-train|qat-eval|int8-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 0] --json
-// --products floats: quantized layers multiply floats, the reference of multiplying integers.
-// On a GPU forward and backward of a training step are recorded and replayed (a CUDA graph), unless --record 0; the JSON line says how many steps were replays.
-// --profile: after the timed steps as many more, with a table of the time of each layer.
-// train: the unfolded network with batch norm in training mode; with --folded 1 that of qat-*, in float. qat-*: folded, W8A8, learned ranges. int8-eval: that network by integer execution.
+// Images per second of ResNet-50, float and quantized: kUsage says how.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -17,6 +12,7 @@
 #include <vector>
 
 #include "detent/autograd/profile.h"
+#include "detent/bench/help.h"
 #include "detent/core/parallel.h"
 #include "detent/core/rng.h"
 #include "detent/nn/layers.h"
@@ -26,6 +22,14 @@
 #include "detent/quant/quantsim.h"
 
 namespace {
+
+constexpr char kUsage[] = R"(ResNet-50 at 224x224 on random images: images per second of evaluation and training, float and quantized. One JSON line with --json.
+  resnet50_bench --mode eval|train|qat-train|qat-eval|int8-eval --batch N --threads N --steps N --device cpu|cuda|auto [--precision f32|tf32|bf16] [--record 0] --json
+--products floats: quantized layers multiply floats, the reference of multiplying integers.
+On a GPU forward and backward of a training step are recorded and replayed (a CUDA graph), unless --record 0; the JSON line says how many steps were replays.
+--profile: after the timed steps as many more, with a table of the time of each layer.
+train: the unfolded network with batch norm in training mode; with --folded 1 that of qat-*, in float. qat-*: folded, W8A8, learned ranges. int8-eval: that network by integer execution.
+)";
 
 using namespace detent;
 using Clock = std::chrono::steady_clock;
@@ -68,7 +72,7 @@ Options parse(int argc, char** argv) {
     else if (a == "--image-size") o.image_size = number(a, v);
     else if (a == "--products") o.products = v;
     else if (a == "--folded") o.folded = std::strcmp(v, "1") == 0;
-    else if (a == "--record") o.record = number(a, v) == 1;
+    else if (a == "--record") o.record = std::strcmp(v, "0") != 0;
     else if (a == "--threads") o.threads = static_cast<int>(number(a, v));
     else fail("unknown option ", a);
   }
@@ -175,6 +179,7 @@ int run(const Options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (detent::bench::prints_help(argc, argv, kUsage)) return 0;
   try {
     return run(parse(argc, argv));
   } catch (const std::exception& e) {
