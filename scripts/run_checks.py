@@ -66,9 +66,9 @@ class Tally:
         print(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped")
         return 1 if self.failed else 0
 
-    def command(self, label, run):
-        """run() returns (ok, output); ok None means skipped."""
-        start = time.monotonic()
+    def command(self, label, run, start=None):
+        """run() returns (ok, output); ok None means skipped. start: when the work began, if that was before."""
+        start = start or time.monotonic()
         try:
             ok, output = run()
         except subprocess.TimeoutExpired as e:
@@ -180,30 +180,30 @@ def embed(build_commands, program="embed"):
     return work
 
 
-def subproject(kind):
-    """The embedder's Meson project with the sources as its subproject, nothing installed; kind: shared or static."""
-    folder = BUILD / "embed"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "examples" / "embed", folder)
-    (folder / "subprojects").mkdir()
-    (folder / "subprojects" / "detent").symlink_to(ROOT)
-    for command in [("meson", "setup", "out", "--buildtype=plain", f"-Ddetent:default_library={kind}", "--force-fallback-for=detent"), ("ninja", "-C", "out", "embed"), ("out/embed",)]:
-        code, output = run(*command, cwd=folder)
-        if code:
-            return False, output
-    return True, output
+def sanitizer_compiler():
+    """clang compiles sanitized code in half of g++'s time, and is a second compiler for the tests; g++ where it is missing."""
+    return {"CXX": "clang++"} if shutil.which("clang++") else {}
 
 
-def sanitized_build(name, sanitize, targets):
-    build = ROOT / name
+def sanitized_build(name, kind, sanitize, targets):
+    """The tests with a sanitizer, all of it made as a subproject of the embedder's Meson project: nothing installed, the library shared or static."""
+    build, folder = ROOT / name, BUILD / f"embed-{name}"
     if not (build / "build.ninja").exists():
-        shutil.rmtree(build, ignore_errors=True)
-        code, output = run("meson", "setup", build, "--buildtype=debugoptimized", "-Doptimization=1", f"-Db_sanitize={sanitize}", "-Db_lundef=false", "-Dbench=disabled",
-                           "-Dexamples=disabled", "-Dcuda=disabled", "-Dcpp_args=-fno-sanitize-recover=all", "-Ddefault_library=shared")
+        for stale in (build, folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        shutil.copytree(ROOT / "examples" / "embed", folder)
+        (folder / "subprojects").mkdir()
+        (folder / "subprojects" / "detent").symlink_to(ROOT)
+        code, output = run("meson", "setup", build, folder, "-Ddebug=false", "-Doptimization=1", f"-Db_sanitize={sanitize}", "-Db_lundef=false", "-Ddetent:tests=enabled",
+                           "-Dcpp_args=-g1 -fno-sanitize-recover=all", f"-Ddetent:default_library={kind}", "--force-fallback-for=detent", env=sanitizer_compiler())
         if code:
             return build, (False, output)
-    code, output = run("ninja", "-C", build, *targets)
+    code, output = run("ninja", "-C", build, *targets, timeout=3600)
     return build, (code == 0, f"built {name}" if code == 0 else output)
+
+
+def embedded(tally, build, kind):
+    tally.command(f"embed: Meson, subproject, {kind}", lambda: (lambda r: (r[0] == 0, r[1]))(run(build / "embed", env=SANITIZER_ENV)))
 
 
 def aarch64(tally):
@@ -231,27 +231,33 @@ def threaded_cases(program):
 
 def sanitizers(tally):
     """The fast suite under ASan and UBSan."""
-    build, result = sanitized_build("build-asan", "address,undefined", [])
-    tally.command("asan, ubsan: build", lambda: result)
+    start = time.monotonic()
+    build, result = sanitized_build("build-asan", "shared", "address,undefined", [])
+    tally.command("asan, ubsan: build", lambda: result, start)
     if result[0]:
+        embedded(tally, build, "shared")
         run_suite(tally, build, "asan", SANITIZER_ENV, multiplier=10)
 
 
 def thread_sanitizer(tally):
     """The cases that start threads under TSan."""
-    binaries = [f"tests/{p.name}" for p in sorted((BUILD / "tests").glob("test_*")) if p.is_file() and threaded_cases(p)]
-    build, result = sanitized_build("build-tsan", "thread", binaries)
-    tally.command("tsan: build", lambda: result)
-    for binary in binaries if result[0] else []:
+    start = time.monotonic()
+    programs = [p.name for p in sorted((BUILD / "tests").glob("test_*")) if p.is_file() and threaded_cases(p)]
+    build, result = sanitized_build("build-tsan", "static", "thread", ["embed", *(f"subprojects/detent/tests/{p}" for p in programs)])
+    tally.command("tsan: build", lambda: result, start)
+    if not result[0]:
+        return
+    embedded(tally, build, "static")
+    for program in programs:
         start = time.monotonic()
-        code, output = run(build / binary, f"--test-case={THREADED}", env=SANITIZER_ENV)
-        tally.test_program(f"tsan {Path(binary).name[5:]}", output, code, time.monotonic() - start, count_unselected=False)
+        code, output = run(build / "subprojects/detent/tests" / program, f"--test-case={THREADED}", env=SANITIZER_ENV)
+        tally.test_program(f"tsan {program[5:]}", output, code, time.monotonic() - start, count_unselected=False)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sanitizers", action="store_true", help="the fast suite again under ASan and UBSan, and the library as a subproject")
-    parser.add_argument("--thread-sanitizer", action="store_true", help="the threaded cases under TSan")
+    parser.add_argument("--sanitizers", action="store_true", help="the fast suite again under ASan and UBSan, the library as a shared subproject")
+    parser.add_argument("--thread-sanitizer", action="store_true", help="the threaded cases under TSan, the library as a static subproject")
     parser.add_argument("--ptx", action="store_true", help="where nvcc is: the CUDA module with its kernels run from their PTX, by a machine that finds races")
     parser.add_argument("--aarch64", action="store_true", help="nothing but the fast suite cross-built for 64-bit ARM, under qemu (scripts/test_aarch64)")
     options = parser.parse_args()
@@ -279,8 +285,6 @@ def main():
             setup = ("meson", "setup", "out") + (("-Dprefer_static=true",) if kind == "static" else ())
             tally.command(f"embed: Meson, {kind}", embed([setup, ("ninja", "-C", "out")], "out/embed"))
     if options.sanitizers:
-        for kind in ("shared", "static"):
-            tally.command(f"embed: Meson, subproject, {kind}", lambda: subproject(kind))
         sanitizers(tally)
     if options.thread_sanitizer:
         thread_sanitizer(tally)

@@ -69,7 +69,7 @@ inline __attribute__((always_inline)) float gradient(const NormGradient& g, int6
   const float dy = g.dy[i];
   if (!masked) return dy;
   const float y = (g.x[i] - g.mean[j]) * g.factor[j] + g.shift[j];
-  return (y <= g.lo) | (y >= g.hi) ? 0.0f : dy;
+  return ((y <= g.lo) | (y >= g.hi)) ? 0.0f : dy;
 }
 
 template <bool masked>
@@ -127,7 +127,7 @@ void mask(const float* x, const float* dy, float lo, float hi, float* dx, int64_
   DETENT_IVDEP
   for (int64_t i = 0; i < n; ++i) {
     const float v = x[i], d = dy[i];
-    dx[i] = (v >= lo) & (v <= hi) ? d : 0.0f;
+    dx[i] = ((v >= lo) & (v <= hi)) ? d : 0.0f;
   }
 }
 
@@ -143,7 +143,7 @@ void clip_backward(const float* x, const float* dy, float lo, float hi, float* d
   DETENT_IVDEP
   for (int64_t i = 0; i < n; ++i) {
     const float v = x[i], d = dy[i];
-    dx[i] = (v <= lo) | (v >= hi) ? 0.0f : d;
+    dx[i] = ((v <= lo) | (v >= hi)) ? 0.0f : d;
   }
 }
 

@@ -78,7 +78,9 @@ TEST_CASE("reductions_match_their_definition") {
 }
 
 TEST_CASE("softmax_cross_entropy_matches_its_definition") {
-  for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 2}, {7, 10}, {3, 129}, {2, 1}}) {
+  for (const auto& row : {std::pair<int64_t, int64_t>{1, 2}, {7, 10}, {3, 129}, {2, 1}}) {
+    const auto& rows = row.first;
+    const auto& classes = row.second;
     for (const float smoothing : {0.0f, 0.125f, 1.0f}) {
       gradcheck({.name = text("cross entropy ", rows, "x", classes, " smoothing ", smoothing),
                  .inputs = {random_array(Shape{rows, classes}, 1, -4, 4)},

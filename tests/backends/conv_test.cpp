@@ -280,7 +280,9 @@ TEST_CASE("gemm, all transpositions, scaled and accumulated") {
     const Misaligned a(test::random_values(s.m * s.k, -1, 1, 1)), b(test::random_values(s.k * s.n, -1, 1, 2));
     const std::vector<float> y0 = test::random_values(s.m * s.n, -1, 1, 3);
     for (int form = 0; form < 4; ++form) {
-      for (const auto& [alpha, beta] : factors) {
+      for (const auto& row : factors) {
+        const auto& alpha = row.first;
+        const auto& beta = row.second;
         const bool ta = form & 1, tb = form & 2;
         Sums want(s.m * s.n);
         for (int64_t i = 0; i < s.m; ++i) {

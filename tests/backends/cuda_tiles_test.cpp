@@ -101,7 +101,9 @@ TEST_CASE("every tile in every precision, three directions") {
       dx.add(i, at(dy, o) * at(w, f));
       dw.add(f, at(dy, o) * at(x, i));
     });
-    for (const auto& [precision, rounding] : kPrecisions) {
+    for (const auto& row : kPrecisions) {
+      const auto& precision = row.first;
+      const auto& rounding = row.second;
       const double r = rounding * (2.0 + rounding);
       for (TileShape shape : kShapes) {
         CAPTURE(text(g.n, "x", g.h, "x", g.w, "x", g.c, " to ", g.k, ", ", g.r, "x", g.s, " stride ", g.stride_h, " groups ", g.groups, ", precision ", static_cast<int>(precision),
@@ -203,7 +205,9 @@ TEST_CASE("weights on grids are multiplied as integers: only the other factor is
       yc.add(o, static_cast<double>(coded[static_cast<size_t>(i)]) * w);
       dx.add(i, static_cast<double>(dy[static_cast<size_t>(o)]) * w);
     });
-    for (const auto& [precision, rounding] : kPrecisions) {
+    for (const auto& row : kPrecisions) {
+      const auto& precision = row.first;
+      const auto& rounding = row.second;
       CAPTURE(text(g.h, "x", g.w, "x", g.c, " to ", g.k, ", precision ", static_cast<int>(precision)));
       const ConvOptions o{.precision = precision, .blas = false};
       // Scales are multiplied in float: a few roundings more.

@@ -237,7 +237,9 @@ TEST_CASE("a capture keeps what was launched, and what it cannot keep ends it an
          module().kernels->fill(x.get(), 2.0f, kMany);
        }},
   };
-  for (const auto& [name, work] : forbidden) {
+  for (const auto& row : forbidden) {
+    const auto& name = row.first;
+    const auto& work = row.second;
     CAPTURE(name);
     const auto [none, why] = capture([&] {
       module().kernels->fill(x.get(), 9.0f, kMany);

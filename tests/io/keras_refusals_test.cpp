@@ -316,7 +316,9 @@ TEST_CASE("inflate: everything that makes a stream no stream") {
       {"distance code 30 of its own", Deflate().ones_and_zeros(1, 30).one().zeros(30).one().code(0, 1).code(0, 1).out},
       {"a code that no symbol has", Deflate().own_codes({1}).code(0x7fff, 15).code(1, 1).out},
   };
-  for (const auto& [what, stream] : rows) {
+  for (const auto& row : rows) {
+    const auto& what = row.first;
+    const auto& stream = row.second;
     CAPTURE(what);
     CHECK_CONTAINS(error_of([&] { io::inflate_zlib(stream, 3, "my.h5: conv"); }), "my.h5: conv: its compressed data is damaged at byte ");
   }

@@ -32,7 +32,9 @@ void calibrate(quant::QuantSim& sim, const Tensor& x) {
 }  // namespace
 
 TEST_CASE("onnx export: the built-in networks come back bit for bit, with their names") {
-  for (const auto& [arch, size] : {std::pair{"resnet20-cifar10", 32}, std::pair{"resnet18", 64}, std::pair{"resnet50-v1", 64}}) {
+  for (const auto& row : {std::pair{"resnet20-cifar10", 32}, std::pair{"resnet18", 64}, std::pair{"resnet50-v1", 64}}) {
+    const auto& arch = row.first;
+    const auto& size = row.second;
     CAPTURE(arch);
     nn::Graph g = network(arch, size);
     const Tensor x = input_for(g, 2);

@@ -169,7 +169,9 @@ TEST_CASE("onnx export: a dilated pool keeps its ceil_mode where padding would b
 }
 
 TEST_CASE("onnx export: a Resize comes back with its size and modes, whatever the ratio, and without axes") {
-  for (const auto& [from, to] : {std::pair{4, 8}, {8, 2}, {3, 5}, {3, 10}, {7, 31}, {10, 7}, {6, 10}, {49, 50}, {1, 9}, {9, 1}}) {
+  for (const auto& row : {std::pair{4, 8}, {8, 2}, {3, 5}, {3, 10}, {7, 31}, {10, 7}, {6, 10}, {49, 50}, {1, 9}, {9, 1}}) {
+    const auto& from = row.first;
+    const auto& to = row.second;
     for (const ResizeSpec& s : resizes(to, 6)) {
       CAPTURE(from);
       CAPTURE(to);
@@ -215,7 +217,9 @@ TEST_CASE("onnx export: ONNX Runtime loads and computes the same at every optimi
     return;
   }
   Cases cases;
-  for (const auto& [from, to] : {std::pair{4, 8}, {8, 4}, {3, 5}, {7, 31}, {11, 7}}) {
+  for (const auto& row : {std::pair{4, 8}, {8, 4}, {3, 5}, {7, 31}, {11, 7}}) {
+    const auto& from = row.first;
+    const auto& to = row.second;
     for (const ResizeSpec& s : resizes(to, 9)) cases.add(between_layers<nn::Resize>(from, 6, s));
   }
   for (const int64_t extent : {5, 6}) {

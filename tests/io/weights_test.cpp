@@ -44,7 +44,7 @@ TEST_CASE("weights_that_were_taken_stay_when_the_network_moves_on") {
     t->zero();
   }
   assign_weights(g, best, "best");
-  for (const auto& [name, t] : g.state()) CHECK_MESSAGE(same_bits(*t, before.at(name)), name);
+  for (const auto& entry : g.state()) CHECK_MESSAGE(same_bits(*entry.second, before.at(entry.first)), entry.first);
 }
 
 TEST_CASE("weights_with_a_prefix_and_counters") {
@@ -75,7 +75,7 @@ TEST_CASE("weights_errors_name_everything_and_change_nothing") {
   const std::string m = message_of([&] { assign_weights(g, tensors, "some.safetensors"); });
   for (const char* part : {"some.safetensors", "bn1.bias: missing", "bn1.shift", "fc.weight: shape [5,8], expected [4,8]", "conv2.bias: type", "4 tensors"}) CHECK_MENTIONS(m, part);
   size_t i = 0;
-  for (const auto& [name, t] : g.state()) CHECK_MESSAGE(same_bits(*t, before[i++]), name);
+  for (const auto& entry : g.state()) CHECK_MESSAGE(same_bits(*entry.second, before[i++]), entry.first);
 }
 
 TEST_CASE("weights written after folding fit the folded network, and the error says so") {

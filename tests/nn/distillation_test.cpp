@@ -77,7 +77,7 @@ TEST_CASE("all_of_the_loss_from_the_teacher_needs_no_labels") {
     trainer.distillation = {.teacher = &teacher};
     for (int i = 0; i < 3; ++i) trainer.step(images(), labels);
   }
-  for (const auto& [name, t] : copy_of_state(a)) CHECK_MESSAGE(same_bits(t, copy_of_state(b).at(name)), name);
+  for (const auto& entry : copy_of_state(a)) CHECK_MESSAGE(same_bits(entry.second, copy_of_state(b).at(entry.first)), entry.first);
   Sgd sgd({.learning_rate = 0.01f});
   Trainer trainer(a, sgd, {.base = 0.01f});
   trainer.distillation = {.teacher = &teacher, .weight = 0.5f};
@@ -105,7 +105,7 @@ TEST_CASE("a_quantized_network_comes_back_to_its_teacher_which_stays_as_it_is") 
   CAPTURE(first);
   CHECK(last < first / 5);
   CHECK(teacher.mode() == Mode::automatic);
-  for (const auto& [name, t] : copy_of_state(teacher)) CHECK_MESSAGE(same_bits(t, before.at(name)), name);
+  for (const auto& entry : copy_of_state(teacher)) CHECK_MESSAGE(same_bits(entry.second, before.at(entry.first)), entry.first);
   for (const Parameter* p : teacher.parameters()) CHECK_MESSAGE(!p->grad.defined(), p->name);
 }
 

@@ -107,7 +107,9 @@ TEST_CASE("fold_leaves_what_it_cannot_fold") {
 }
 
 TEST_CASE("fold_built_in_networks") {
-  for (const auto& [name, norms] : std::map<std::string, size_t>{{"resnet18", 20}, {"resnet20-cifar10", 19}}) {
+  for (const auto& row : std::map<std::string, size_t>{{"resnet18", 20}, {"resnet20-cifar10", 19}}) {
+    const auto& name = row.first;
+    const auto& norms = row.second;
     Graph g = models::make(name, {.classes = 10, .image_size = 32});
     CHECK_MESSAGE(fold_and_compare(g, {2, 32, 32, 3}).size() == norms, name);
     for (const auto& n : g.nodes()) CHECK(n.op != "BatchNormalization");

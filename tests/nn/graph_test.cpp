@@ -210,7 +210,7 @@ TEST_CASE("graphs_and_tapes_in_two_threads") {
   for (const auto& [alone, together] : {std::pair{&a, &c}, std::pair{&b, &d}}) {
     CHECK(alone->loss == together->loss);
     REQUIRE(alone->gradients.size() == together->gradients.size());
-    for (const auto& [name, grad] : alone->gradients) CHECK_MESSAGE(same_bits(grad, together->gradients.at(name)), name);
+    for (const auto& entry : alone->gradients) CHECK_MESSAGE(same_bits(entry.second, together->gradients.at(entry.first)), entry.first);
   }
   CHECK(a.loss != b.loss);
 }

@@ -77,7 +77,9 @@ TEST_CASE("model_names_are_torchvisions") {
   std::map<std::string, std::set<std::string>> wanted;
   for (std::string arch, name, shape; list >> arch >> name >> shape;) wanted[arch].insert(name + " " + shape);
   REQUIRE(wanted.size() == 3);
-  for (const auto& [arch, names] : wanted) {
+  for (const auto& row : wanted) {
+    const auto& arch = row.first;
+    const auto& names = row.second;
     Graph g = arch == "resnet50" ? models::resnet50() : arch == "resnet34" ? models::resnet34() : models::resnet18();
     std::set<std::string> have;
     for (const auto& [name, t] : g.state()) have.insert(name + " " + file_shape(*t));

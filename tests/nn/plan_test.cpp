@@ -179,7 +179,7 @@ TEST_CASE("bf16_gradients_of_a_quantized_network") {
   cpu.set_precision(Precision::f32);
   // Forward, all values are integers: nothing is rounded.
   CHECK(rounded[0].loss == full.loss);
-  for (const auto& [name, gradient] : rounded[0].gradients) CHECK_MESSAGE(same_bits(gradient, rounded[1].gradients.at(name)), name);
+  for (const auto& entry : rounded[0].gradients) CHECK_MESSAGE(same_bits(entry.second, rounded[1].gradients.at(entry.first)), entry.first);
   std::string where;
   const double d = worst_gradient(rounded[0], full, false, 1e-3, where);
   CHECK_MESSAGE(d > 1e-5, "nothing is rounded");

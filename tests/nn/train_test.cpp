@@ -195,7 +195,7 @@ TEST_CASE("training_steps_at_one_and_more_threads") {
       for (const Parameter* p : g.parameters()) state[p->name] = p->value.clone();
       if (threads == 1) reference = state;
       REQUIRE(state.size() == reference.size());
-      for (const auto& [name, t] : state) CHECK_MESSAGE(same_bits(t, reference.at(name)), name << " at " << threads << " threads");
+      for (const auto& entry : state) CHECK_MESSAGE(same_bits(entry.second, reference.at(entry.first)), entry.first << " at " << threads << " threads");
     }
   }
 }

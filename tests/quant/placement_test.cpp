@@ -62,7 +62,9 @@ TEST_CASE("placement_counts_of_the_built_in_networks") {
     randomize(g, 1);
     for (const bool folded : {false, true}) {
       if (folded) fold_batch_norms(g);
-      for (const auto& [name, activations] : r.activation) {
+      for (const auto& row : r.activation) {
+        const auto& name = row.first;
+        const auto& activations = row.second;
         INFO(r.arch << " " << name << " folded " << folded);
         const QuantSim sim(g, {.config = default_config(name)});
         const QuantizerCounts n = sim.counts();

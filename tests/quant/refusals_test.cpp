@@ -241,7 +241,9 @@ TEST_CASE("a quantizer's state in a checkpoint: every value that does not fit is
   quant::Quantizer good("v", spec);
   good.restore(State{}.bytes());  // what the rows change is read
   CHECK(good.state() == QuantizerState::frozen);
-  for (const auto& [words, state] : rows) {
+  for (const auto& row : rows) {
+    const auto& words = row.first;
+    const auto& state = row.second;
     quant::Quantizer q("v", spec);
     std::string message;
     try {

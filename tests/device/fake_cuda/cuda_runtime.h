@@ -39,7 +39,9 @@ struct cudaDeviceProp {
   size_t totalGlobalMem;
   int major, minor;
 };
-struct cudaFuncAttributes {};
+struct cudaFuncAttributes {
+  int numRegs;
+};
 
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed };

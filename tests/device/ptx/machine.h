@@ -154,7 +154,9 @@ class Machine {
 template <class F>
 void each(uint32_t mask, F&& f) {
   if (mask == ~0u) {
+#if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC ivdep
+#endif
     for (int l = 0; l < kLanes; ++l) f(l);
   } else {
     for (; mask != 0; mask &= mask - 1) f(__builtin_ctz(mask));
