@@ -1,6 +1,7 @@
 // Graph: a network as a list of uniquely named nodes, each owning a Module; edges are values whose shapes are known before anything runs.
 // Names are the keys of checkpoints, encodings, exports and messages. Passes that change meaning edit the Graph.
-// A Graph is used by one thread at a time; different Graphs may run in different threads at once.
+// A Graph is used by one thread at a time; different Graphs may run in different threads at once. Inference is the exception: after set_mode(Mode::evaluation) and one run,
+// with ranges frozen, without a tap, on the cpu, operator(), forward() and nn::infer may run in any number of threads at once, while nothing else is done to the Graph.
 #pragma once
 
 #include <initializer_list>

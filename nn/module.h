@@ -1,4 +1,4 @@
-// Parameters, transforms and modules: what a Graph's nodes are made of. Not thread-safe: one thread uses a module at a time.
+// Parameters, transforms and modules: what a Graph's nodes are made of. One thread uses a module at a time, but that several may run an evaluated Graph (nn/graph.h).
 #pragma once
 
 #include <functional>
@@ -71,6 +71,14 @@ struct Visitor {
   std::function<void(const std::string& name, Tensor&)> buffer;
 };
 
+/// What a module's visit() does for each of its parameters: names it PREFIX.KIND (or as its file does) and shows it when it has a value. Only what differs is written: every
+/// run of a Graph visits its modules, perhaps in several threads at once.
+inline void visit_parameter(Parameter& p, const std::string& prefix, const char* kind, Visitor& visitor) {
+  if (p.kind != kind) p.kind = kind;
+  if (std::string name = p.given_name.empty() ? prefix + "." + kind : p.given_name; p.name != name) p.name = std::move(name);
+  if (p.value.defined()) visitor.parameter(p);
+}
+
 using Attribute = std::variant<int64_t, float, std::string, std::vector<int64_t>>;
 
 /// A node as exporters see it: ONNX operator name and attributes, spatial axes in h, w order.
@@ -86,7 +94,7 @@ class Module {
   /// Output shape from input shapes; throws Error when they do not fit.
   virtual Shape infer(std::span<const Shape> inputs) const = 0;
   virtual Var forward(const Context& context, std::span<const Var> inputs) = 0;
-  /// Parameters and buffers; their names are set by the Graph from the node's name.
+  /// Parameters (visit_parameter) and buffers, with their names: the node's is the prefix.
   virtual void visit(const std::string& prefix, Visitor& visitor) { (void)prefix, (void)visitor; }
   /// True when every output element is one of the input's elements (or zero): then the output lies on the input's grid.
   virtual bool preserves_grid() const { return false; }

@@ -1,4 +1,5 @@
-// Training and evaluation loops over any source of batches. fit() is only a loop around Trainer::step; a loop of your own works as well. One thread a Graph and Trainer.
+// Training and evaluation loops over any source of batches. fit() is only a loop around Trainer::step; a loop of your own works as well. One thread a Graph and Trainer,
+// but that several may run an evaluated Graph (nn/graph.h).
 #pragma once
 
 #include <cstdint>
@@ -17,12 +18,16 @@ namespace detent::nn {
 /// Evaluation mode without recording, within a scope.
 class EvaluationScope {
  public:
-  explicit EvaluationScope(Graph& graph) : graph_(graph), mode_(graph.mode()) { graph_.set_mode(Mode::evaluation); }
-  ~EvaluationScope() { graph_.set_mode(mode_); }
+  explicit EvaluationScope(Graph& graph) : graph_(graph), mode_(graph.mode()) { set(Mode::evaluation); }
+  ~EvaluationScope() { set(mode_); }
   EvaluationScope(const EvaluationScope&) = delete;
   EvaluationScope& operator=(const EvaluationScope&) = delete;
 
  private:
+  // Not written when it is that already: several threads may run an evaluated graph.
+  void set(Mode mode) {
+    if (graph_.mode() != mode) graph_.set_mode(mode);
+  }
   Graph& graph_;
   Mode mode_;
   NoGrad no_grad_;

@@ -6,19 +6,13 @@
 namespace detent::nn {
 namespace {
 
-void name_parameter(Parameter& p, const std::string& prefix, const char* kind, Visitor& visitor) {
-  p.kind = kind;
-  p.name = p.given_name.empty() ? prefix + "." + kind : p.given_name;
-  if (p.value.defined()) visitor.parameter(p);
-}
-
 void check_one(std::span<const Shape> inputs, const char* op) { DETENT_CHECK(inputs.size() == 1, op, ": ", inputs.size(), " inputs given, 1 expected"); }
 
 }  // namespace
 
 void WeightedLayer::visit(const std::string& prefix, Visitor& visitor) {
-  name_parameter(weight, prefix, "weight", visitor);
-  name_parameter(bias, prefix, "bias", visitor);
+  visit_parameter(weight, prefix, "weight", visitor);
+  visit_parameter(bias, prefix, "bias", visitor);
 }
 
 void WeightedLayer::ensure_bias() {
@@ -102,8 +96,8 @@ Var BatchNorm::forward(const Context& context, std::span<const Var> inputs) {
 }
 
 void BatchNorm::visit(const std::string& prefix, Visitor& visitor) {
-  name_parameter(weight, prefix, "weight", visitor);
-  name_parameter(bias, prefix, "bias", visitor);
+  visit_parameter(weight, prefix, "weight", visitor);
+  visit_parameter(bias, prefix, "bias", visitor);
   visitor.buffer(prefix + ".running_mean", running_mean);
   visitor.buffer(prefix + ".running_var", running_var);
 }

@@ -104,11 +104,7 @@ Shape PRelu::infer(std::span<const Shape> inputs) const {
   return inputs[0];
 }
 Var PRelu::forward(const Context& context, std::span<const Var> inputs) { return prelu(inputs[0], weight.var(context)); }
-void PRelu::visit(const std::string& prefix, Visitor& visitor) {
-  weight.kind = "weight";
-  weight.name = weight.given_name.empty() ? prefix + ".weight" : weight.given_name;
-  visitor.parameter(weight);
-}
+void PRelu::visit(const std::string& prefix, Visitor& visitor) { visit_parameter(weight, prefix, "weight", visitor); }
 
 OpDesc MaxPool::describe() const { return pool_desc("MaxPool", spec_); }
 Shape MaxPool::infer(std::span<const Shape> inputs) const {
