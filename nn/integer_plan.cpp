@@ -6,7 +6,6 @@
 
 #include "detent/autograd/ops_integer.h"
 #include "detent/core/math/integer_math.h"
-#include "detent/nn/layers.h"
 
 namespace detent::nn {
 namespace {
@@ -85,11 +84,11 @@ class Compiler {
     }
     if (n.module->preserves_grid()) return move(s);
     if (!target_) return refuse("its result lies on no grid");
-    if (n.op == "Conv" || n.op == "Gemm") return layer(s);
+    if (weighted_layer(n)) return layer(s);
     if (const auto* a = dynamic_cast<const Activation*>(n.module.get())) return table(s, *a);
-    if (n.op == "Add" && n.inputs.size() == 2 && g_.value(n.inputs[0]).shape == g_.value(n.inputs[1]).shape) return addition(s);
+    if (is_addition(g_, n)) return addition(s);
     if (is_global_average(g_, n)) return average(s);
-    if (n.op == "Concat") return concatenation(s);
+    if (library_layer<Concat>(n, "Concat")) return concatenation(s);
     return refuse("there is no integer kernel for it");
   }
 
@@ -97,7 +96,7 @@ class Compiler {
     const Graph::Node& n = node(s);
     if (s.norm >= 0) return refuse(text("the batch norm \"", g_.nodes()[static_cast<size_t>(s.norm)].name, "\" is not folded"));
     if (s.addend.id >= 0) return refuse(text("its result goes unrounded into the addition \"", g_.value(s.output).name, "\""));
-    auto& layer = static_cast<WeightedLayer&>(*n.module);
+    WeightedLayer& layer = *weighted_layer(n);
     const auto* conv = dynamic_cast<const Conv2d*>(&layer);
     const std::vector<Grid>* grids = layer.weight.transform ? layer.weight.transform->active_grids() : nullptr;
     if (!grids) return refuse("its weights lie on no grid");

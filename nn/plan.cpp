@@ -5,7 +5,6 @@
 #include "detent/autograd/op_support.h"
 #include "detent/autograd/ops_integer.h"
 #include "detent/core/math/integer_math.h"
-#include "detent/nn/layers.h"
 #include "detent/nn/passes/fold_math.h"
 
 namespace detent::nn {
@@ -24,12 +23,9 @@ int next_in_chain(const Graph& g, const std::vector<std::vector<int>>& readers, 
   return r.size() == 1 && !g.is_output(v) && !(g.scores() == v) && !g.value(v).transform ? r[0] : -1;
 }
 
-bool joins(const Graph& g, const Graph::Node& n) { return n.op == "Add" && n.inputs.size() == 2 && g.value(n.inputs[0]).shape == g.value(n.inputs[1]).shape; }
+BatchNorm* batch_norm_of(const Graph::Node& n) { return library_layer<BatchNorm>(n, "BatchNormalization"); }
 
-bool starts_chain(const Graph& g, const Graph::Node& n) {
-  if (n.op == "Conv" || n.op == "Gemm" || n.op == "BatchNormalization") return true;
-  return joins(g, n);
-}
+bool starts_chain(const Graph& g, const Graph::Node& n) { return weighted_layer(n) || batch_norm_of(n) || is_addition(g, n); }
 
 struct Operands {
   Var weight, bias;
@@ -38,8 +34,7 @@ struct Operands {
 };
 
 // Weight and bias as the layer's own forward takes them; an evaluated batch norm becomes a scale per channel and a bias.
-Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var& x) {
-  auto& layer = static_cast<WeightedLayer&>(m);
+Operands operands(WeightedLayer& layer, BatchNorm* norm, const Context& context, const Var& x) {
   Operands o;
   o.weight = layer.weight.var(context);
   if (norm) {
@@ -57,9 +52,8 @@ Operands operands(Module& m, BatchNorm* norm, const Context& context, const Var&
 
 // A layer that integers can be multiplied by, and shall.
 bool multiplies_integers(const Graph& g, const Graph::Node& n) {
-  if (g.products() != Products::integers || (n.op != "Conv" && n.op != "Gemm")) return false;
-  const Parameter& w = static_cast<const WeightedLayer&>(*n.module).weight;
-  const std::vector<Grid>* grids = w.transform ? w.transform->active_grids() : nullptr;
+  const WeightedLayer* layer = g.products() == Products::integers ? weighted_layer(n) : nullptr;
+  const std::vector<Grid>* grids = layer && layer->weight.transform ? layer->weight.transform->active_grids() : nullptr;
   return grids && std::all_of(grids->begin(), grids->end(), [](const Grid& q) { return q.zero_point == 0 && q.qmin >= -128 && q.qmax <= 127; });
 }
 
@@ -68,11 +62,11 @@ bool averages_codes(const Graph& g, const Graph::Node& n, const Var& x) {
   return g.products() == Products::integers && is_global_average(g, n) && ops::on_byte_grid(x) && x.shape()[1] * x.shape()[2] <= kMaxAveragePixels;
 }
 
-Var run_layer(Module& m, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target,
+Var run_layer(WeightedLayer& layer, BatchNorm* norm, const PlanStep& s, const Context& context, const Var& x, const Tensor& addend, const GridTarget* target,
               BatchStatistics* statistics = nullptr) {
-  const Operands o = operands(m, norm, context, x);
+  const Operands o = operands(layer, norm, context, x);
   const Var* bias = o.has_bias ? &o.bias : nullptr;
-  if (auto* conv = dynamic_cast<Conv2d*>(&m)) {
+  if (auto* conv = dynamic_cast<Conv2d*>(&layer)) {
     Conv2dSpec spec = conv->options().spec;
     spec.clamp_min = s.clamp_min;
     spec.clamp_max = s.clamp_max;
@@ -121,16 +115,16 @@ class Planner {
     const Graph::Node& n = node(head);
     PlanStep step{.head = head, .norm = -1, .addend = {}, .output = n.output};
     if (fuse_ == Fuse::integers) {
-      const int next = joins(g_, n) || multiplies_integers(g_, n) ? next_in_chain(g_, readers_, n.output) : -1;
+      const int next = is_addition(g_, n) || multiplies_integers(g_, n) ? next_in_chain(g_, readers_, n.output) : -1;
       if (next >= 0 && is_clamp(node(next)) && active(g_.value(node(next).output))) take_clamp(step, next);
       return step;
     }
     if (!starts_chain(g_, n)) return step;
-    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && (n.op == "Conv" || n.op == "Gemm") && node(next).op == "BatchNormalization") {
+    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && weighted_layer(n) && batch_norm_of(node(next))) {
       step.norm = next;
       take(step, next);
     }
-    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && n.op == "Conv" && joins(g_, node(next))) {
+    if (const int next = next_in_chain(g_, readers_, step.output); next >= 0 && library_layer<Conv2d>(n, "Conv") && is_addition(g_, node(next))) {
       const Value other = node(next).inputs[node(next).inputs[0] == step.output ? 1 : 0];
       if (computed_[static_cast<size_t>(other.id)]) {
         step.addend = other;
@@ -166,26 +160,32 @@ Var run_add(const Var& a, const Var& b, const PlanStep& s, const GridTarget* tar
 }
 
 // A convolution or dense layer with what follows it. What needs gradients or batch statistics runs the parts one after another: they keep the values between.
-Var run_convolution(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs, const GridTarget* target) {
-  Graph::Node& head = g.nodes()[static_cast<size_t>(s.head)];
-  auto* norm = s.norm >= 0 ? static_cast<BatchNorm*>(g.nodes()[static_cast<size_t>(s.norm)].module.get()) : nullptr;
-  const bool adds = s.addend.id >= 0;
+Var run_convolution(Graph& g, const PlanStep& s, WeightedLayer& layer, const Context& context, std::span<const Var> inputs, const GridTarget* target) {
+  BatchNorm* norm = s.norm >= 0 ? batch_norm_of(g.nodes()[static_cast<size_t>(s.norm)]) : nullptr;
+  const bool adds = s.addend.id >= 0, dense_layer = !dynamic_cast<const Conv2d*>(&layer);
   // Dense layers have no scale per channel.
-  const bool apart = (norm && (context.training || grad_enabled() || head.op == "Gemm")) || (adds && grad_enabled());
-  if (!apart) return run_layer(*head.module, norm, s, context, inputs[0], adds ? inputs[1].dense() : Tensor(), target);
+  const bool apart = (norm && (context.training || grad_enabled() || dense_layer)) || (adds && grad_enabled());
+  if (!apart) return run_layer(layer, norm, s, context, inputs[0], adds ? inputs[1].dense() : Tensor(), target);
   const PlanStep plain{.head = s.head, .norm = -1, .addend = {}, .output = {}};
   BatchStatistics statistics;
-  const bool gathers = norm && context.training && !norm->frozen && head.op == "Conv";
-  Var y = run_layer(*head.module, nullptr, plain, context, inputs[0], {}, nullptr, gathers ? &statistics : nullptr);
+  const bool gathers = norm && context.training && !norm->frozen && !dense_layer;
+  Var y = run_layer(layer, nullptr, plain, context, inputs[0], {}, nullptr, gathers ? &statistics : nullptr);
   if (norm) y = run_norm(*norm, adds ? plain : s, context, y, gathers ? &statistics : nullptr);
   return adds ? run_add(y, inputs[1], s, target) : y;
 }
 
 }  // namespace
 
+WeightedLayer* weighted_layer(const Graph::Node& n) {
+  if (auto* conv = library_layer<Conv2d>(n, "Conv")) return conv;
+  return library_layer<Dense>(n, "Gemm");
+}
+
+bool is_addition(const Graph& g, const Graph::Node& n) { return library_layer<Binary>(n, "Add") && g.value(n.inputs[0]).shape == g.value(n.inputs[1]).shape; }
+
 bool is_global_average(const Graph& g, const Graph::Node& n) {
-  const auto* pool = dynamic_cast<const AveragePool*>(n.module.get());
-  return n.op == "GlobalAveragePool" || (pool && pool->is_global(g.value(n.inputs[0]).shape));
+  const auto* pool = library_layer<AveragePool>(n, "AveragePool");
+  return library_layer<GlobalAveragePool>(n, "GlobalAveragePool") || (pool && pool->is_global(g.value(n.inputs[0]).shape));
 }
 
 std::vector<PlanStep> compile_plan(const Graph& g, Fuse fuse) { return Planner(g, fuse).run(); }
@@ -204,7 +204,7 @@ bool is_on_codes(Graph& g, const PlanStep& s, std::span<const Var> inputs) {
   if (!target) return false;
   if (multiplies_integers(g, head)) return s.norm < 0 && s.addend.id < 0;
   if (averages_codes(g, head, inputs[0])) return true;
-  return joins(g, head) && ops::on_byte_grid(inputs[1]) && absorbs_clamp(target->grid, s.clamp_min, s.clamp_max);
+  return is_addition(g, head) && ops::on_byte_grid(inputs[1]) && absorbs_clamp(target->grid, s.clamp_min, s.clamp_max);
 }
 
 Var run_apart(Graph& g, const PlanStep& s, const Context& context, std::span<const Var> inputs) {
@@ -228,11 +228,11 @@ Var run_in_float(Graph& g, const PlanStep& s, const Context& context, std::span<
   }
   Var y;
   const GridTarget* to = target ? &*target : nullptr;
-  if (head.op == "Conv" || head.op == "Gemm") {
-    y = run_convolution(g, s, context, inputs, to);
-  } else if (head.op == "BatchNormalization") {
-    y = run_norm(static_cast<BatchNorm&>(*head.module), s, context, inputs[0]);
-  } else if (head.op == "Add" && inputs.size() == 2 && inputs[0].shape() == inputs[1].shape()) {
+  if (WeightedLayer* layer = weighted_layer(head)) {
+    y = run_convolution(g, s, *layer, context, inputs, to);
+  } else if (BatchNorm* norm = batch_norm_of(head)) {
+    y = run_norm(*norm, s, context, inputs[0]);
+  } else if (is_addition(g, head)) {
     y = run_add(inputs[0], inputs[1], s, to);
   } else if (to && averages_codes(g, head, inputs[0])) {
     y = global_average_pool_quantized(inputs[0], *to);

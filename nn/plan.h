@@ -5,14 +5,16 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "detent/nn/graph.h"
+#include "detent/nn/layers.h"
 
 namespace detent::nn {
 
 struct PlanStep {
-  int head = -1;                 ///< the node that computes: Conv, Gemm, BatchNormalization, Add, or any other run as it is
+  int head = -1;                 ///< the node that computes: a Conv2d, Dense, BatchNorm, addition, or any other run as it is
   int norm = -1;                 ///< a batch norm behind a convolution or dense layer
   Value addend;                  ///< valid: what an Add behind a convolution adds to it; computed by an earlier step
   float clamp_min = -kInfinity, clamp_max = kInfinity;
@@ -33,6 +35,15 @@ std::vector<PlanStep> compile_plan(const Graph& graph, Fuse fuse = Fuse::all);
 /// The values a step reads: its head's inputs, and the addend behind them.
 std::vector<Value> step_inputs(const Graph& graph, const PlanStep& step);
 
+/// The node's module when it is the library's own layer of that operator, or null: a module of one's own may call itself the same, and runs its own forward().
+template <class Layer>
+Layer* library_layer(const Graph::Node& node, std::string_view op) {
+  return node.op == op ? dynamic_cast<Layer*>(node.module.get()) : nullptr;
+}
+/// A Conv2d or Dense, or null.
+WeightedLayer* weighted_layer(const Graph::Node& node);
+/// The sum of two values of one shape.
+bool is_addition(const Graph& graph, const Graph::Node& node);
 /// A global average pool, or one whose window is its whole input.
 bool is_global_average(const Graph& graph, const Graph::Node& node);
 

@@ -29,7 +29,7 @@ Fold next_fold(Graph& g) {
   for (const bool forward : {false, true}) {
     for (int i = 0; i < static_cast<int>(nodes.size()); ++i) {
       const Graph::Node& n = nodes[static_cast<size_t>(i)];
-      if (n.op != "BatchNormalization" || g.value(n.output).transform || g.value(n.inputs[0]).transform) continue;
+      if (!dynamic_cast<const BatchNorm*>(n.module.get()) || g.value(n.output).transform || g.value(n.inputs[0]).transform) continue;
       int layer = -1;
       if (!forward) {
         layer = g.value(n.inputs[0]).producer;

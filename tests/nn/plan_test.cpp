@@ -13,6 +13,18 @@ namespace {
 
 using Execution = Graph::Execution;
 
+// Three times its first input; nothing lies behind it that a kernel could take for a parameter.
+class Threefold final : public Module {
+ public:
+  explicit Threefold(std::string op) : op_(std::move(op)) {}
+  OpDesc describe() const override { return {op_, {}}; }
+  Shape infer(std::span<const Shape> in) const override { return in[0]; }
+  Var forward(const Context&, std::span<const Var> in) override { return affine(in[0], 3.0f, 0.0f); }
+
+ private:
+  std::string op_;
+};
+
 Tensor infer_as(Graph& g, Execution e, const Tensor& x) {
   g.set_execution(e);
   return infer(g, x);
@@ -263,4 +275,36 @@ TEST_CASE("plan_follows_changes_of_the_graph") {
     CHECK(same_bits(infer(g, x), plain));
   }
   CHECK(same_bits(infer(g, x), plain));
+}
+
+TEST_CASE("a module of one's own runs its own forward, whatever it calls itself") {
+  const Tensor images = random_tensor({2, 4, 4, 3}, 3);
+  for (const char* op : {"Conv", "Gemm", "BatchNormalization", "Add", "Concat", "GlobalAveragePool", "AveragePool", "Relu", "Clip"}) {
+    INFO(op);
+    Graph g;
+    const Value x = g.input("input", {4, 4, 3});
+    const Value c = g.add<Conv2d>("conv", {x}, Conv2d::Options{.in = 3, .out = 3, .bias = true});
+    const bool two = std::string(op) == "Add" || std::string(op) == "Concat";
+    Value v = g.add("own", std::make_unique<Threefold>(op), two ? std::vector<Value>{c, x} : std::vector<Value>{c});
+    v = g.add<BatchNorm>("norm", {v}, BatchNorm::Options{.channels = 3});
+    g.output(g.add<Activation>("relu", {v}, relu_op()));
+    randomize(g, 2);
+    CHECK(fold_batch_norms(g).empty());
+
+    const auto run = [](Module& m, const Tensor& in) {
+      const Var one(in);
+      return m.forward({}, {&one, 1}).dense();
+    };
+    Tensor wanted = run(*g.find("conv")->module, images);
+    for (float *p = wanted.data<float>(), *end = p + wanted.elements(); p != end; ++p) *p *= 3.0f;
+    wanted = run(*g.find("relu")->module, run(*g.find("norm")->module, wanted));
+    for (const Execution e : {Execution::planned, Execution::node_by_node}) CHECK(relative_difference(infer_as(g, e, images), wanted) < 1e-6);
+
+    g.set_execution(Execution::planned);
+    quant::QuantSim sim(g, {.config = quant::default_config("integer")});
+    sim.compute_encodings([&] { g(images); });
+    for (const Execution e : {Execution::planned, Execution::node_by_node, Execution::integer}) CHECK(relative_difference(infer_as(g, e, images), wanted) < 0.05);
+    const std::vector<std::string> in_float = g.float_nodes();
+    CHECK(std::any_of(in_float.begin(), in_float.end(), [&](const std::string& why) { return why.starts_with(text("own (", op, "): ")); }));
+  }
 }
