@@ -12,10 +12,55 @@
 
 namespace detent::nn {
 
-Graph::Graph() = default;
+struct Graph::State {
+  Graph* self = nullptr;
+  uint64_t edits = 0;
+};
+
+Graph::Graph() { state_here(); }
 Graph::~Graph() = default;
-Graph::Graph(Graph&&) noexcept = default;
-Graph& Graph::operator=(Graph&&) noexcept = default;
+Graph::Graph(Graph&& other) noexcept { *this = std::move(other); }
+
+Graph& Graph::operator=(Graph&& other) noexcept {
+  if (this == &other) return *this;
+  nodes_ = std::exchange(other.nodes_, {});
+  values_ = std::exchange(other.values_, {});
+  inputs_ = std::exchange(other.inputs_, {});
+  outputs_ = std::exchange(other.outputs_, {});
+  mode_ = other.mode_;
+  execution_ = other.execution_;
+  products_ = other.products_;
+  integer_ = std::exchange(other.integer_, nullptr);
+  tap_ = std::exchange(other.tap_, nullptr);
+  state_ = std::exchange(other.state_, nullptr);
+  if (state_) state_->self = this;
+  return *this;
+}
+
+Graph::State& Graph::state_here() {
+  if (!state_) {
+    state_ = std::make_shared<State>();
+    state_->self = this;
+  }
+  return *state_;
+}
+
+void Graph::edited() {
+  ++state_here().edits;
+  integer_.reset();
+}
+
+Graph::Watch::Watch(Graph& graph) : edits_(graph.state_here().edits) { state_ = graph.state_; }
+
+Graph* Graph::Watch::graph() const {
+  const std::shared_ptr<State> s = state_.lock();
+  return s ? s->self : nullptr;
+}
+
+bool Graph::Watch::edited() const {
+  const std::shared_ptr<State> s = state_.lock();
+  return !s || s->edits != edits_;
+}
 
 static Shape with_batch(const Shape& shape) {
   std::vector<int64_t> e{1};
@@ -25,8 +70,9 @@ static Shape with_batch(const Shape& shape) {
 
 Value Graph::input(const std::string& name, const Shape& shape) {
   DETENT_CHECK(find_value(name).id < 0, "graph: the name \"", name, "\" is taken; names are keys and must be unique");
+  edited();
   values_.push_back({name, with_batch(shape), -1, nullptr});
-  inputs_.push_back({value_count() - 1});
+  inputs_.push_back({value_count() - 1, state_.get()});
   return inputs_.back();
 }
 
@@ -44,8 +90,8 @@ Value Graph::add(const std::string& name, std::unique_ptr<Module> module, std::v
     fail("graph: node \"", name, "\" (", desc.op, "): ", e.what());
   }
   name_parameters(name, *module);
-  integer_.reset();
-  const Value out{value_count()};
+  edited();
+  const Value out{value_count(), state_.get()};
   values_.push_back({name, shape, static_cast<int>(nodes_.size()), nullptr});
   nodes_.push_back({name, std::move(module), std::move(inputs), out, desc.op});
   return out;
@@ -65,11 +111,14 @@ void Graph::check_node(const char* what, int node) const {
 
 void Graph::output(Value v) {
   value(v);
-  outputs_.push_back(v);
+  edited();
+  outputs_.push_back({v.id, state_.get()});
 }
 
 const Graph::ValueInfo& Graph::value(Value v) const {
   DETENT_CHECK(v.id >= 0 && v.id < value_count(), "graph: value ", v.id, " does not exist");
+  DETENT_CHECK(!v.graph || v.graph == state_.get(), "graph: value ", v.id, " is one of another graph; here it would be \"", values_[static_cast<size_t>(v.id)].name,
+               "\". Use what this graph's input(), add() and find_value() return");
   return values_[static_cast<size_t>(v.id)];
 }
 
@@ -86,7 +135,7 @@ Graph::Node* Graph::find(const std::string& name) { return const_cast<Node*>(std
 
 Value Graph::find_value(const std::string& name) const {
   for (int i = 0; i < value_count(); ++i) {
-    if (values_[static_cast<size_t>(i)].name == name) return {i};
+    if (values_[static_cast<size_t>(i)].name == name) return {i, state_.get()};
   }
   return {};
 }
@@ -122,7 +171,7 @@ Value Graph::scores() const {
 }
 
 void Graph::remove_node(int node) {
-  integer_.reset();
+  edited();
   // The value of a removed node stays as an unreachable entry: ids of the others do not move.
   nodes_.erase(nodes_.begin() + node);
   for (ValueInfo& v : values_) {
@@ -167,7 +216,7 @@ void Graph::replace(int node, std::unique_ptr<Module> module) {
   name_parameters(n.name, *module);
   n.op = module->describe().op;
   n.module = std::move(module);
-  integer_.reset();
+  edited();
 }
 
 void Graph::set_execution(Execution e) {

@@ -17,7 +17,8 @@ namespace detent::nn {
 /// Handle of a value in a Graph.
 struct Value {
   int id = -1;
-  friend bool operator==(Value, Value) = default;
+  const void* graph = nullptr;  ///< tells the values of one Graph from those of others; null (made from an id): not checked
+  friend bool operator==(Value a, Value b) { return a.id == b.id; }
 };
 
 /// Batch norm's mode: automatic = training while a Tape is active on this thread.
@@ -41,14 +42,18 @@ class Graph {
     std::shared_ptr<Transform> transform;  ///< applied to the value for all its consumers
   };
 
+  /// For those who keep a reference to a Graph, or pointers to what is in it: what has become of it.
+  class Watch;
+
   Graph();
   ~Graph();
+  /// Values stay those of the network, wherever it moves. What holds a reference to a Graph (QuantSim, Trainer) does not follow.
   Graph(Graph&&) noexcept;
   Graph& operator=(Graph&&) noexcept;
 
   /// An input; `shape` without the batch dimension, e.g. {224,224,3}.
   Value input(const std::string& name, const Shape& shape);
-  /// Appends a node; throws Error when the name is taken or the shapes do not fit. The value has the node's name.
+  /// Appends a node; throws Error when the name is taken, a value is of another graph or the shapes do not fit. The value has the node's name.
   Value add(const std::string& name, std::unique_ptr<Module> module, std::vector<Value> inputs);
   template <class M, class... Args>
   Value add(const std::string& name, std::vector<Value> inputs, Args&&... args) {
@@ -128,6 +133,10 @@ class Graph {
   std::vector<Transform*> transforms();
 
  private:
+  struct State;
+  /// Of every change to nodes, inputs and outputs.
+  void edited();
+  State& state_here();
   std::vector<Var> run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted);
   Var moved_here(const Tensor& images);
   void remove_node(int node);
@@ -144,6 +153,21 @@ class Graph {
   Products products_ = Products::integers;
   std::unique_ptr<IntegerPlan> integer_;  // null: not prepared, or the graph was edited since
   Tap tap_;
+  std::shared_ptr<State> state_;  // goes where the network goes; null: moved away
+};
+
+class Graph::Watch {
+ public:
+  Watch() = default;
+  explicit Watch(Graph& graph);
+  /// Where the network is now; null when it was destroyed, or another was moved into its place.
+  Graph* graph() const;
+  /// True when nodes, inputs or outputs have changed since.
+  bool edited() const;
+
+ private:
+  std::weak_ptr<State> state_;
+  uint64_t edits_ = 0;
 };
 
 }  // namespace detent::nn

@@ -41,21 +41,49 @@ std::string align_columns(const std::string& rows) {
 
 }  // namespace
 
-QuantSim::QuantSim(nn::Graph& graph, const QuantSimOptions& options) : graph_(graph), options_(options), placements_(place_quantizers(graph, options)) {
+QuantSim::QuantSim(nn::Graph& graph, const QuantSimOptions& options) : graph_(graph), watch_(graph), options_(options), placements_(place_quantizers(graph, options)) {
   for (Quantizer* q : distinct(placements_)) q->set_learning_rate_scale(options.range_learning_rate);
 }
 
+// What the placements point to may be gone: the slots are looked for in the graph as it is.
 QuantSim::~QuantSim() {
-  for (Placement& p : placements_) {
-    if (p.parameter) {
-      p.parameter->transform = nullptr;
-    } else if (p.value.id < graph_.value_count()) {  // a graph that was moved away has no values; a destructor must not throw for it
-      graph_.value(p.value).transform = nullptr;
-    }
+  nn::Graph* const graph = watch_.graph();
+  if (!graph) return;
+  try {
+    const std::vector<Quantizer*> own = distinct(placements_);
+    const auto take_out = [&](std::shared_ptr<nn::Transform>& slot) {
+      if (slot && std::find(own.begin(), own.end(), slot.get()) != own.end()) slot = nullptr;
+    };
+    for (int id = 0; id < graph->value_count(); ++id) take_out(graph->value(nn::Value{id}).transform);
+    nn::Visitor visitor;
+    visitor.parameter = [&](nn::Parameter& p) { take_out(p.transform); };
+    graph->visit(visitor, false);
+  } catch (...) {  // no memory, or a module of one's own that throws from visit(): a destructor does not
   }
 }
 
+void QuantSim::require_graph(const char* action) {
+  const nn::Graph* const now = watch_.graph();
+  DETENT_CHECK(now, "QuantSim::", action, ": its network is gone, destroyed or replaced by another; a sim must go before its network does");
+  DETENT_CHECK(now == &graph_, "QuantSim::", action, ": its network was moved away from where the sim was made; make the sim when the network is in its place");
+  if (!watch_.edited()) return;
+  // Edits elsewhere are nobody's business.
+  std::vector<const nn::Parameter*> there;
+  nn::Visitor visitor;
+  visitor.parameter = [&](nn::Parameter& p) {
+    if (p.transform) there.push_back(&p);
+  };
+  graph_.visit(visitor, false);
+  for (const Placement& p : placements_) {
+    const bool found = p.parameter ? std::find(there.begin(), there.end(), p.parameter) != there.end() && p.parameter->transform == p.quantizer
+                                   : graph_.value(p.value).name == p.name && graph_.value(p.value).transform == p.quantizer;
+    DETENT_CHECK(found, "QuantSim::", action, ": \"", p.name, "\" was taken out of the network or replaced, with its quantizer; edit a network before its sim is made");
+  }
+  watch_ = nn::Graph::Watch(graph_);
+}
+
 void QuantSim::compute_encodings(const std::function<void()>& callback) {
+  require_graph("compute_encodings");
   const std::vector<Quantizer*> all = distinct(placements_);
   std::vector<QuantizerState> before;
   for (const Quantizer* q : all) {
@@ -115,6 +143,7 @@ QuantizerCounts QuantSim::counts() const {
 }
 
 Quantizer* QuantSim::find(const std::string& name) {
+  require_graph("find");
   for (Placement& p : placements_) {
     if (p.name == name) return p.quantizer.get();
   }
@@ -122,6 +151,7 @@ Quantizer* QuantSim::find(const std::string& name) {
 }
 
 std::string QuantSim::table() {
+  require_graph("table");
   std::string out = "value\tproducer\tconsumers\tbits\tsymmetric\tstate\trange\tgrid\n";
   for (Placement& p : placements_) {
     Quantizer& q = *p.quantizer;
@@ -150,6 +180,7 @@ bool QuantSim::has_ranges() const {
 }
 
 void QuantSim::tie(const std::string& first, const std::string& second) {
+  require_graph("tie");
   Placement *a = nullptr, *b = nullptr;
   for (Placement& p : placements_) {
     if (p.name == first) a = &p;
@@ -174,12 +205,14 @@ void QuantSim::tie(const std::string& first, const std::string& second) {
 }
 
 void QuantSim::freeze() {
+  require_graph("freeze");
   for (Quantizer* q : distinct(placements_)) {
     if (q->state() == QuantizerState::learning) q->freeze();
   }
 }
 
 void QuantSim::learn() {
+  require_graph("learn");
   DETENT_CHECK(saved_states_.empty() || has_ranges(), "QuantSim::learn: the quantizers are disabled; enable() them first");
   for (Quantizer* q : distinct(placements_)) {
     if (q->state() == QuantizerState::frozen && !q->spec().keep_frozen) q->learn();
@@ -187,6 +220,7 @@ void QuantSim::learn() {
 }
 
 void QuantSim::disable() {
+  require_graph("disable");
   const std::vector<Quantizer*> all = distinct(placements_);
   const auto acts = [](const Quantizer* q) { return q->state() != QuantizerState::off; };
   DETENT_CHECK(saved_states_.empty() || std::any_of(all.begin(), all.end(), acts), "QuantSim::disable: the quantizers are disabled already");
@@ -200,6 +234,7 @@ void QuantSim::disable() {
 }
 
 void QuantSim::enable() {
+  require_graph("enable");
   const std::vector<Quantizer*> all = distinct(placements_);
   DETENT_CHECK(saved_states_.size() == all.size(), "QuantSim::enable: the quantizers are not disabled");
   for (size_t i = 0; i < all.size(); ++i) {
@@ -219,6 +254,7 @@ FloatScope::~FloatScope() {
 }
 
 EncodingMap QuantSim::encodings(bool int32_bias) {
+  require_graph("encodings");
   for (const Placement& p : placements_)
     DETENT_CHECK(p.quantizer->state() != QuantizerState::observing, "QuantSim::encodings: quantizer \"", p.name, "\" is observing; wait for the end of compute_encodings");
   EncodingMap map;
@@ -250,6 +286,7 @@ EncodingMap QuantSim::encodings(bool int32_bias) {
 }
 
 void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
+  require_graph("load_encodings");
   // Everything is matched before anything changes.
   std::string wrong;
   std::vector<std::string> biases;

@@ -46,10 +46,11 @@ struct QuantizerCounts {
 
 class QuantSim {
  public:
-  /// Places quantizers, all off: until compute_encodings() or load_encodings() the network computes in float. The Graph stays where it is, and alive, as long as the
-  /// sim. Fold batch norms first. Throws Error for widths out of range, a config that does not fit, and a Graph that another sim has quantizers in.
+  /// Places quantizers, all off: until compute_encodings() or load_encodings() the network computes in float. Fold batch norms first. Throws Error for widths out of range,
+  /// a config that does not fit, and a Graph that another sim has quantizers in. The Graph stays where it is, with the layers and values that were quantized, as long as
+  /// the sim is used: when it was moved or destroyed, or one of them was taken out or replaced, what the sim is asked for is an Error.
   QuantSim(nn::Graph& graph, const QuantSimOptions& options = {});
-  /// Takes its quantizers out of the Graph again.
+  /// Takes its quantizers out of the Graph again, wherever it has been moved to.
   ~QuantSim();
   QuantSim(const QuantSim&) = delete;
   QuantSim& operator=(const QuantSim&) = delete;
@@ -67,7 +68,10 @@ class QuantSim {
   bool has_ranges() const;
   /// The quantizer of a value or parameter, or null.
   Quantizer* find(const std::string& name);
-  nn::Graph& graph() { return graph_; }
+  nn::Graph& graph() {
+    require_graph("graph");
+    return graph_;
+  }
   const QuantSimOptions& options() const { return options_; }
 
   /// One line per quantizer: value, producer, consumers, bits, symmetric, state, range, grid.
@@ -94,9 +98,11 @@ class QuantSim {
   std::vector<std::string> export_to(const std::string& folder, const std::string& prefix, const std::string& encodings_version = "1.0.0");
 
  private:
+  void require_graph(const char* action);
   void calibrate(const std::vector<Quantizer*>& all, const std::function<void()>& callback);
   friend std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(QuantSim& sim);
   nn::Graph& graph_;
+  nn::Graph::Watch watch_;
   QuantSimOptions options_;
   std::vector<Placement> placements_;
   std::vector<std::string> unseen_;

@@ -183,6 +183,27 @@ TEST_CASE("layers_refuse_options_that_make_no_sense") {
   CHECK_MENTIONS(message_of([] { BatchNorm b(BatchNorm::Options{.channels = 4, .momentum = 1.5f}); }), "momentum 1.5");
 }
 
+TEST_CASE("graph_refuses_values_of_another_graph") {
+  Graph a, b;
+  const Value x = a.input("x", {4, 4, 3}), y = b.input("y", {4, 4, 3});
+  CHECK_MENTIONS(message_of([&] { b.add<Activation>("act", {x}, relu_op()); }), "value 0 is one of another graph; here it would be \"y\"");
+  CHECK_MENTIONS(message_of([&] { b.output(a.find_value("x")); }), "another graph");
+  CHECK(b.value(Value{0}).name == "y");
+  // They go where their network goes.
+  Graph c = std::move(a);
+  const Value act = c.add<Activation>("act", {x}, relu_op());
+  c.output(act);
+  CHECK(c.outputs()[0] == act);
+  CHECK_FALSE(message_of([&] { a.output(x); }).empty());
+  a.input("z", {4, 4, 3});
+  CHECK_MENTIONS(message_of([&] { a.output(x); }), "here it would be \"z\"");
+  std::swap(a, c);
+  a.output(x);
+  b = std::move(a);
+  CHECK_MENTIONS(message_of([&] { b.output(y); }), "here it would be \"x\"");
+  b.output(x);
+}
+
 TEST_CASE("graph_tap_sees_every_value_in_order") {
   Graph g = small_network();
   randomize(g, 1);
