@@ -1,6 +1,7 @@
 #include "detent/core/tensor.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -17,12 +18,16 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
   void* data() const { return data_; }
   Device device() const { return device_; }
+  uint64_t writes() const { return writes_.load(std::memory_order_relaxed); }
+  // No read-modify-write, which would cost: threads that only read may come here at once, and one that writes is alone.
+  void count_write() { writes_.store(writes() + 1, std::memory_order_relaxed); }
 
  private:
   size_t bytes_;
   Device device_;
   Backend& backend_;
   void* data_;
+  std::atomic<uint64_t> writes_{0};
 };
 
 Tensor::Tensor(const Shape& shape, DType dtype, Device device) : shape_(shape), dtype_(dtype) {
@@ -45,7 +50,13 @@ Tensor Tensor::full(const Shape& shape, float value, Device device) {
 
 Device Tensor::device() const { return storage_ ? storage_->device() : Device{}; }
 
-void* Tensor::raw() { return const_cast<void*>(std::as_const(*this).raw()); }
+void* Tensor::raw() {
+  void* const p = const_cast<void*>(std::as_const(*this).raw());
+  storage_->count_write();
+  return p;
+}
+
+TensorStamp Tensor::stamp() const { return {storage_, storage_ ? storage_->writes() : 0}; }
 
 const void* Tensor::raw() const {
   DETENT_CHECK(storage_, "tensor: an undefined tensor was used");

@@ -2,6 +2,7 @@
 // Copying a Tensor shares the buffer. Distinct Tensors may be used from distinct threads; one buffer has one writer at a time.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
@@ -14,6 +15,16 @@
 namespace detent {
 
 class Storage;
+
+/// A buffer, and how often it had been given out to be written, at one moment. Equal ones of a tensor: it has the same buffer, and nobody wrote to it in between but
+/// through pointers taken before.
+struct TensorStamp {
+  std::weak_ptr<const Storage> buffer;
+  uint64_t writes = 0;
+  friend bool operator==(const TensorStamp& a, const TensorStamp& b) {
+    return a.writes == b.writes && !a.buffer.owner_before(b.buffer) && !b.buffer.owner_before(a.buffer);
+  }
+};
 
 class Tensor {
  public:
@@ -83,6 +94,8 @@ class Tensor {
   /// True when no other handle shares the buffer.
   bool unique() const { return storage_.use_count() == 1; }
   bool shares_buffer(const Tensor& other) const { return storage_ && storage_ == other.storage_; }
+  /// Tells later whether the values may have changed, without looking at them. A mutable data() or raw() counts as a write.
+  TensorStamp stamp() const;
 
  private:
   void require(DType t) const;

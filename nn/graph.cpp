@@ -1,6 +1,7 @@
 #include "detent/nn/graph.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "detent/autograd/ops_integer.h"
@@ -15,6 +16,7 @@ namespace detent::nn {
 struct Graph::State {
   Graph* self = nullptr;
   uint64_t edits = 0;
+  std::mutex preparing;  // of integer_, by the threads that run the network
 };
 
 Graph::Graph() { state_here(); }
@@ -223,9 +225,18 @@ void Graph::set_execution(Execution e) {
   integer_.reset();
   if (e == Execution::integer) {
     DETENT_CHECK(device().type == DeviceType::cpu, "graph: integer execution runs on the cpu, the network is elsewhere; to(Device{}) brings it back");
-    integer_ = std::make_unique<IntegerPlan>(compile_integer_plan(*this));
+    integer_ = std::make_shared<const IntegerPlan>(compile_integer_plan(*this));
   }
   execution_ = e;
+}
+
+// Of several threads that find the weights written to, one prepares them; each keeps the plan it runs.
+std::shared_ptr<const IntegerPlan> Graph::current_plan() {
+  const std::lock_guard lock(state_here().preparing);
+  DETENT_CHECK(integer_, "graph: the network was edited since set_execution(integer); call it again");
+  integer_->require_current(*this);
+  if (!integer_->has_weights_of(*this)) integer_ = std::make_shared<const IntegerPlan>(compile_integer_plan(*this));
+  return integer_;
 }
 
 std::vector<std::string> Graph::float_nodes() const {
@@ -278,15 +289,12 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
   const HostReads reads(transforms(), inputs.empty() ? Device{} : inputs[0].device());
   std::vector<Var> vars(values_.size());
   const bool integer = execution_ == Execution::integer;
-  if (integer) {
-    DETENT_CHECK(integer_, "graph: the network was edited since set_execution(integer); call it again");
-    DETENT_CHECK(!grad_enabled(), "graph: integer execution has no gradients; set_execution(planned) to train");
-    integer_->require_current(*this);
-  }
+  DETENT_CHECK(!integer || !grad_enabled(), "graph: integer execution has no gradients; set_execution(planned) to train");
+  const std::shared_ptr<const IntegerPlan> plan = integer ? current_plan() : nullptr;
   const auto place = [&](Value v, const Var& x) {
     const ValueInfo& info = values_[static_cast<size_t>(v.id)];
-    const bool codes = integer && integer_->grids[static_cast<size_t>(v.id)];
-    Var y = codes ? to_codes(x, *integer_->grids[static_cast<size_t>(v.id)]) : info.transform ? info.transform->apply(context, x) : x;
+    const bool codes = integer && plan->grids[static_cast<size_t>(v.id)];
+    Var y = codes ? to_codes(x, *plan->grids[static_cast<size_t>(v.id)]) : info.transform ? info.transform->apply(context, x) : x;
     if (codes && info.transform) y.set_grids(*info.transform->active_grids());
     if (tap_) tap_(v, x, y);
     return y;
@@ -303,7 +311,7 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
   // A tap sees every value, so nothing may be fused under it (but what is computed on codes); integers have no values inside a step to show.
   const bool planned = integer || (execution_ == Execution::planned && !tap_);
   const std::vector<PlanStep> compiled = integer ? std::vector<PlanStep>() : compile_plan(*this, planned ? Fuse::all : Fuse::integers);
-  const std::vector<PlanStep>& steps = integer ? integer_->steps : compiled;
+  const std::vector<PlanStep>& steps = integer ? plan->steps : compiled;
   std::vector<int> uses(values_.size(), 0);
   for (const PlanStep& s : steps) {
     for (const Value v : step_inputs(*this, s)) ++uses[static_cast<size_t>(v.id)];
@@ -327,7 +335,7 @@ std::vector<Var> Graph::run(const Context& context, std::span<const Var> inputs,
       if (integer && tap_) {
         // Shown on the quantizer's own grid: bytes may be shifted.
         Var shown = y;
-        if (const std::optional<Grid>& own = integer_->prepared[static_cast<size_t>(s.output.id)]) shown.set_grids({*own});
+        if (const std::optional<Grid>& own = plan->prepared[static_cast<size_t>(s.output.id)]) shown.set_grids({*own});
         tap_(s.output, shown, shown);
       }
     } else if (is_on_codes(*this, s, in)) {

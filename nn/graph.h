@@ -91,8 +91,8 @@ class Graph {
   /// node_by_node: every node runs by itself, the reference of the Plan (nn/plan.h). integer: as an integer target runs it, on the cpu: values on 8-bit grids
   /// travel as codes, layers multiply codes, with ONNX Runtime's arithmetic; a value that quantization leaves alone is float at its node (float_nodes()).
   enum class Execution : uint8_t { planned, node_by_node, integer };
-  /// For `integer` the weights are prepared here: call it again when weights or ranges have changed. Throws Error when a quantizer has no range, a grid has
-  /// more than 256 codes, no value is on a grid, or the network is not on the cpu.
+  /// For `integer` the weights are prepared here, and anew by the run that finds them written to (Tensor::stamp). When ranges, quantizers or the graph have changed a run
+  /// throws Error: call it again. Throws Error when a quantizer has no range, a grid has more than 256 codes, no value is on a grid, or the network is not on the cpu.
   void set_execution(Execution e);
   Execution execution() const { return execution_; }
   /// How a simulated quantized layer multiplies (autograd/ops.h), in training and evaluation, however it is scheduled. The default gives the codes of the integer target
@@ -137,6 +137,7 @@ class Graph {
   /// Of every change to nodes, inputs and outputs.
   void edited();
   State& state_here();
+  std::shared_ptr<const IntegerPlan> current_plan();
   std::vector<Var> run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted);
   Var moved_here(const Tensor& images);
   void remove_node(int node);
@@ -151,7 +152,7 @@ class Graph {
   Mode mode_ = Mode::automatic;
   Execution execution_ = Execution::planned;
   Products products_ = Products::integers;
-  std::unique_ptr<IntegerPlan> integer_;  // null: not prepared, or the graph was edited since
+  std::shared_ptr<const IntegerPlan> integer_;  // null: not prepared, or the graph was edited since
   Tap tap_;
   std::shared_ptr<State> state_;  // goes where the network goes; null: moved away
 };

@@ -62,6 +62,7 @@ class Compiler {
       if (!target_ && s.on_codes) s.codes = grid(node(s).inputs[0]);
       grid(s.output) = s.codes;
       any = any || s.on_codes;
+      if (const WeightedLayer* layer = weighted_layer(node(s))) plan_.layers.push_back({s.head, s.on_codes != nullptr, prepared(layer->weight), prepared(layer->bias)});
     }
     DETENT_CHECK(any, "integer execution: every node would run in float; quantize and calibrate the network first (QuantSim::compute_encodings). First node: \"",
                  plan_.steps.empty() ? std::string() : node(plan_.steps[0]).name, "\": ", plan_.steps.empty() ? std::string("there is none") : plan_.steps[0].in_float);
@@ -74,6 +75,11 @@ class Compiler {
   Work refuse(std::string why) {
     why_ = std::move(why);
     return nullptr;
+  }
+
+  static PreparedParameter prepared(const Parameter& p) {
+    const std::vector<Grid>* grids = p.transform ? p.transform->active_grids() : nullptr;
+    return {p.transform.get(), grids ? *grids : std::vector<Grid>(), p.value.stamp()};
   }
 
   Work work(const PlanStep& s) {
@@ -178,11 +184,33 @@ class Compiler {
 
 }  // namespace
 
+// Grids that follow the values are not asked for: encoding them anew looks at every value, and those have their stamps.
+static bool same_grids(const Parameter& p, const PreparedParameter& was) {
+  if (p.transform.get() != was.transform) return false;
+  if (!p.transform) return true;
+  const std::vector<Grid>* now = p.transform->step_grids();
+  return now ? *now == was.grids : p.transform->missing_grids().empty();
+}
+
 void IntegerPlan::require_current(const Graph& g) const {
+  constexpr const char* kChanged = "\" has another range or state than set_execution(integer) prepared for; call it again";
   for (int i = 0; i < g.value_count(); ++i) {
-    DETENT_CHECK(grid_now(g.value({i})) == prepared[static_cast<size_t>(i)], "graph: the quantizer of \"", g.value({i}).name,
-                 "\" has another range or state than set_execution(integer) prepared for; call it again");
+    DETENT_CHECK(grid_now(g.value({i})) == prepared[static_cast<size_t>(i)], "graph: the quantizer of \"", g.value({i}).name, kChanged);
   }
+  for (const PreparedLayer& l : layers) {
+    const WeightedLayer* layer = weighted_layer(g.nodes()[static_cast<size_t>(l.node)]);
+    DETENT_CHECK(layer, "graph: the network was edited since set_execution(integer); call it again");
+    DETENT_CHECK(same_grids(layer->weight, l.weight), "graph: the quantizer of \"", layer->weight.name, kChanged);
+    DETENT_CHECK(same_grids(layer->bias, l.bias), "graph: the quantizer of \"", layer->bias.name, kChanged);
+  }
+}
+
+bool IntegerPlan::has_weights_of(const Graph& g) const {
+  return std::all_of(layers.begin(), layers.end(), [&](const PreparedLayer& l) {
+    if (!l.on_codes) return true;
+    const WeightedLayer* layer = weighted_layer(g.nodes()[static_cast<size_t>(l.node)]);
+    return layer->weight.value.stamp() == l.weight.values && layer->bias.value.stamp() == l.bias.values;
+  });
 }
 
 IntegerPlan compile_integer_plan(Graph& graph) {

@@ -9,13 +9,30 @@
 
 namespace detent::nn {
 
+/// A parameter as it was when its layer was prepared.
+struct PreparedParameter {
+  const Transform* transform = nullptr;
+  std::vector<Grid> grids;  ///< empty: on none
+  TensorStamp values;
+};
+
+struct PreparedLayer {
+  int node = -1;
+  bool on_codes = false;  ///< holds a copy of the weights; a layer in float reads them as they are
+  PreparedParameter weight, bias;
+};
+
 struct IntegerPlan {
   std::vector<PlanStep> steps;
   std::vector<std::optional<Grid>> grids;     ///< by value: the grid it travels on as codes
   std::vector<std::optional<Grid>> prepared;  ///< by value: that of its quantizer
 
-  /// Throws Error when a quantizer no longer puts its value on the grid that was prepared for.
+  std::vector<PreparedLayer> layers;                 ///< all Conv2d and Dense
+
+  /// Throws Error when a quantizer no longer puts its value or parameter on the grid that was prepared for.
   void require_current(const Graph& graph) const;
+  /// False when weights or biases were written to since.
+  bool has_weights_of(const Graph& graph) const;
 };
 
 /// Throws Error as Graph::set_execution says.

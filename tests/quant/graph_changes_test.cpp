@@ -127,6 +127,59 @@ TEST_CASE("edits that leave the quantized layers alone are nobody's business") {
   CHECK(quantizers(g) == 0);
 }
 
+TEST_CASE("integer execution prepares weights and biases anew when they were written to") {
+  for (const Scheme scheme : {Scheme::tf, Scheme::range_learning_tf}) {
+    Graph g = folded_network();
+    const auto sim = calibrated(g, scheme);
+    sim->freeze();
+    auto& conv = static_cast<Conv2d&>(*g.find("conv2")->module);
+    g.set_execution(Execution::integer);
+    Tensor last = infer(g, images());
+    const auto check_follows = [&](const char* what) {
+      INFO(what);
+      const Tensor scores = infer(g, images());
+      CHECK_FALSE(same_bits(scores, last));
+      CHECK(same_bits(infer(g, images()), scores));
+      g.set_execution(Execution::integer);
+      CHECK(same_bits(infer(g, images()), scores));
+      last = scores;
+    };
+    for (float *w = conv.weight.value.data<float>(), *end = w + conv.weight.value.elements(); w != end; ++w) *w *= -0.7f;
+    check_follows("weights, in place");
+    conv.bias.value = random_tensor({8}, 4);
+    check_follows("a bias, as another tensor");
+    Tensor alias = static_cast<Dense&>(*g.find("fc")->module).weight.value;
+    alias.copy_from(random_tensor(alias.shape(), 3, 0.3f));
+    check_follows("weights, through another handle");
+    // Read by somebody who might have written.
+    conv.weight.value.data<float>();
+    CHECK(same_bits(infer(g, images()), last));
+  }
+}
+
+TEST_CASE("integer execution notices quantizers of parameters that changed") {
+  for (const Scheme scheme : {Scheme::tf, Scheme::range_learning_tf}) {
+    for (const char* name : {"conv1.weight", "conv2.bias"}) {
+      INFO(name);
+      Graph g = folded_network();
+      const auto sim = calibrated(g, scheme);
+      const auto go = [&] { g.set_execution(Execution::integer); };
+      const std::string changed = text("the quantizer of \"", name, "\" has another range or state");
+      go();
+      const Tensor before = infer(g, images());
+      std::vector<Range> ranges = sim->find(name)->ranges();
+      for (Range& r : ranges) r = {0.3 * r.min, 0.3 * r.max};
+      sim->find(name)->set_ranges(ranges);
+      CHECK_MENTIONS(message_of([&] { infer(g, images()); }), changed);
+      go();
+      CHECK_FALSE(same_bits(infer(g, images()), before));
+      sim->find(name)->disable();
+      CHECK_MENTIONS(message_of([&] { infer(g, images()); }), changed);
+      CHECK_MENTIONS(message_of(go), text("\"", name, "\" is off"));
+    }
+  }
+}
+
 TEST_CASE("integer execution notices inputs and outputs that were added") {
   Graph g = folded_network();
   const auto sim = calibrated(g);

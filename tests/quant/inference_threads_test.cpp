@@ -61,3 +61,22 @@ TEST_CASE("an evaluated network in several threads at once gives the bits that i
     g.set_execution(Execution::planned);
   }
 }
+
+TEST_CASE("threads that find the weights of an integer network written to prepare them once, and agree") {
+  Graph g = network();
+  g.set_mode(Mode::evaluation);
+  const Tensor images = random_tensor({2, 6, 6, 3}, 2);
+  QuantSim sim(g, {.scheme = Scheme::range_learning_tf, .config = default_config("integer")});
+  sim.compute_encodings([&] { g(images); });
+  sim.freeze();
+  g.set_execution(Graph::Execution::integer);
+  const Tensor before = infer(g, images);
+  Tensor& w = static_cast<Dense&>(*g.find("a_dense_layer_with_a_long_name_of_its_own")->module).weight.value;
+  w.fill(0.0f);
+  std::array<Tensor, kThreads> scores;
+  std::array<std::thread, kThreads> threads;
+  for (size_t i = 0; i < kThreads; ++i) threads[i] = std::thread([&, i] { scores[i] = infer(g, images); });
+  for (std::thread& t : threads) t.join();
+  CHECK_FALSE(same_bits(scores[0], before));
+  for (const Tensor& s : scores) CHECK(same_bits(s, scores[0]));
+}
