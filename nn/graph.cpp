@@ -13,6 +13,9 @@
 
 namespace detent::nn {
 
+// More images than a layer's options speak of: what it does to the first axis shows.
+constexpr int64_t kManyImages = 1000003;
+
 struct Graph::State {
   Graph* self = nullptr;
   uint64_t edits = 0;
@@ -78,16 +81,34 @@ Value Graph::input(const std::string& name, const Shape& shape) {
   return inputs_.back();
 }
 
+// Declared for one image, run with any number of them: the first axis must pass as it is.
+Shape Graph::shape_of(const Module& module, const std::vector<Value>& inputs) const {
+  std::vector<Shape> shapes;
+  for (const Value v : inputs) shapes.push_back(value(v).shape);
+  const Shape one = module.infer(shapes);
+  if (inputs.empty()) return one;
+  for (Shape& s : shapes) s.set(0, kManyImages);
+  Shape many, wanted = one;
+  try {
+    many = module.infer(shapes);
+  } catch (const Error& e) {
+    fail("it makes ", one, " of one image and takes no ", kManyImages, " (the first axis is that of the images, of which there may be any number): ", e.what());
+  }
+  if (wanted.rank() > 0) wanted.set(0, kManyImages);
+  DETENT_CHECK(one.rank() > 0 && one[0] == 1 && many == wanted, "it makes ", one, " of one image and ", many, " of ", kManyImages,
+               "; the first axis is that of the images, which no node may change");
+  return one;
+}
+
 Value Graph::add(const std::string& name, std::unique_ptr<Module> module, std::vector<Value> inputs) {
   DETENT_CHECK(!name.empty(), "graph: a node needs a name");
   DETENT_CHECK(module, "graph: node \"", name, "\" was given no module");
   DETENT_CHECK(find_value(name).id < 0, "graph: the name \"", name, "\" is taken; names are keys and must be unique");
-  std::vector<Shape> shapes;
-  for (Value v : inputs) shapes.push_back(value(v).shape);
+  for (const Value v : inputs) value(v);
   const OpDesc desc = module->describe();
   Shape shape;
   try {
-    shape = module->infer(shapes);
+    shape = shape_of(*module, inputs);
   } catch (const Error& e) {
     fail("graph: node \"", name, "\" (", desc.op, "): ", e.what());
   }
@@ -211,9 +232,7 @@ void Graph::replace(int node, std::unique_ptr<Module> module) {
   check_node("replace", node);
   Node& n = nodes_[static_cast<size_t>(node)];
   DETENT_CHECK(module, "graph: replacing \"", n.name, "\" by no module");
-  std::vector<Shape> shapes;
-  for (Value v : n.inputs) shapes.push_back(value(v).shape);
-  const Shape shape = module->infer(shapes);
+  const Shape shape = shape_of(*module, n.inputs);
   DETENT_CHECK(shape == value(n.output).shape, "graph: replacing \"", n.name, "\" would change its shape from ", value(n.output).shape, " to ", shape);
   name_parameters(n.name, *module);
   n.op = module->describe().op;

@@ -53,7 +53,8 @@ class Graph {
 
   /// An input; `shape` without the batch dimension, e.g. {224,224,3}.
   Value input(const std::string& name, const Shape& shape);
-  /// Appends a node; throws Error when the name is taken, a value is of another graph or the shapes do not fit. The value has the node's name.
+  /// Appends a node; throws Error when the name is taken, a value is of another graph, the shapes do not fit, or the number of images would change. The value has the
+  /// node's name.
   Value add(const std::string& name, std::unique_ptr<Module> module, std::vector<Value> inputs);
   template <class M, class... Args>
   Value add(const std::string& name, std::vector<Value> inputs, Args&&... args) {
@@ -137,6 +138,7 @@ class Graph {
   /// Of every change to nodes, inputs and outputs.
   void edited();
   State& state_here();
+  Shape shape_of(const Module& module, const std::vector<Value>& inputs) const;
   std::shared_ptr<const IntegerPlan> current_plan();
   std::vector<Var> run(const Context& context, std::span<const Var> inputs, std::span<const Value> wanted);
   Var moved_here(const Tensor& images);

@@ -1,5 +1,6 @@
 // The layers a Graph is built of. Shapes are [n,h,w,c]; conv weights [k,r,s,c/groups]; dense weights [out,in].
-// Options that make no sense throw Error from the constructor or from infer(). A layer is used by one thread at a time.
+// Options that make no sense throw Error from the constructor or from infer(), and from Graph::add() when they would change the number of images, the first axis.
+// A layer is used by one thread at a time, but that several may run an evaluated Graph (nn/graph.h).
 #pragma once
 
 #include <cstdint>
@@ -190,7 +191,7 @@ class GlobalAveragePool final : public Module {
   Var forward(const Context& context, std::span<const Var> inputs) override;
 };
 
-/// Zero padding; amounts per dimension, batch included.
+/// Zero padding; amounts per dimension, batch included (0).
 class Pad final : public Module {
  public:
   Pad(std::vector<int64_t> before, std::vector<int64_t> after) : before_(std::move(before)), after_(std::move(after)) {}

@@ -91,7 +91,7 @@ class Module {
  public:
   virtual ~Module() = default;
   virtual OpDesc describe() const = 0;
-  /// Output shape from input shapes; throws Error when they do not fit.
+  /// Output shape from input shapes, whose first axis is that of the images, and the output's too; throws Error when they do not fit.
   virtual Shape infer(std::span<const Shape> inputs) const = 0;
   virtual Var forward(const Context& context, std::span<const Var> inputs) = 0;
   /// Parameters (visit_parameter) and buffers, with their names: the node's is the prefix.

@@ -305,6 +305,15 @@ RoundedLayer round_layer(QuantSim& sim, const Layer& l, const std::vector<Tensor
   return done;
 }
 
+void check_formula(const AdaroundSpec& f) {
+  DETENT_CHECK(std::isfinite(f.regularisation) && f.regularisation >= 0.0, "learn_rounding: regularisation ", f.regularisation, "; give a finite number of at least 0");
+  DETENT_CHECK(std::isfinite(f.zeta) && std::isfinite(f.gamma) && f.zeta > 1.0 && f.gamma < 0.0, "learn_rounding: the sigmoid is stretched to [", f.gamma, ", ", f.zeta,
+               "], which must reach beyond [0, 1]; give gamma below 0 and zeta above 1");
+  DETENT_CHECK(f.beta_start > 0.0 && std::isfinite(f.beta_start) && f.beta_end > 0.0 && std::isfinite(f.beta_end), "learn_rounding: beta from ", f.beta_start, " to ",
+               f.beta_end, "; both must be positive");
+  DETENT_CHECK(f.warm_start >= 0.0 && f.warm_start <= 1.0, "learn_rounding: warm_start ", f.warm_start, " is a share of the iterations; give 0..1");
+}
+
 }  // namespace
 
 std::vector<RoundedLayer> learn_rounding(QuantSim& sim, const std::vector<Tensor>& batches, const RoundingOptions& o, const std::function<void(const RoundedLayer&)>& on_layer) {
@@ -312,6 +321,7 @@ std::vector<RoundedLayer> learn_rounding(QuantSim& sim, const std::vector<Tensor
   DETENT_CHECK(o.iterations >= 1 && o.batch >= 1 && o.window >= 1, "learn_rounding: ", o.iterations, " iterations of ", o.batch, " images with windows of ", o.window,
                ": give at least 1 of each");
   DETENT_CHECK(std::isfinite(o.learning_rate) && o.learning_rate > 0.0f, "learn_rounding: the learning rate is ", o.learning_rate, "; give a positive one");
+  check_formula(o.formula);
   DETENT_CHECK(sim.has_ranges(), "learn_rounding: no quantizer has a range; run compute_encodings first");
   const FullPrecision full_precision(Device{});
   std::vector<RoundedLayer> done;

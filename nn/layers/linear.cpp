@@ -25,6 +25,7 @@ Conv2d::Conv2d(const Options& options) : options_(options) {
                " kernel: all must be positive");
   DETENT_CHECK(o.spec.groups > 0 && o.in % o.spec.groups == 0 && o.out % o.spec.groups == 0, "conv2d: ", o.in, " and ", o.out, " channels cannot be split into ", o.spec.groups,
                " groups");
+  DETENT_CHECK(o.spec.clamp_min <= o.spec.clamp_max, "conv2d: clamp bounds ", o.spec.clamp_min, " and ", o.spec.clamp_max, "; the first must be the lower one");
   weight.value = Tensor::zeros({o.out, o.kernel_h, o.kernel_w, o.in / o.spec.groups});
   if (o.bias) ensure_bias();
 }

@@ -179,8 +179,29 @@ TEST_CASE("layers_refuse_options_that_make_no_sense") {
   CHECK_MENTIONS(message_of([] { Activation a(clip_op(1.0f, -1.0f)); }), "clip: bounds 1 and -1");
   CHECK_MENTIONS(message_of([] { Activation a(clip_op(NAN, 1.0f)); }), "clip: bounds NaN");
   CHECK_NOTHROW(Activation(clip_op(2.0f, 2.0f)));
+  CHECK_MENTIONS(message_of([] { Conv2d c({.in = 1, .out = 1, .spec = {.clamp_min = 1.0f, .clamp_max = 0.0f}}); }), "conv2d: clamp bounds 1 and 0");
+  CHECK_NOTHROW(Conv2d({.in = 1, .out = 1, .spec = {.clamp_min = 0.0f, .clamp_max = 0.0f}}));
   CHECK_MENTIONS(message_of([] { BatchNorm b(BatchNorm::Options{.channels = 4, .eps = -1.0f}); }), "eps -1");
   CHECK_MENTIONS(message_of([] { BatchNorm b(BatchNorm::Options{.channels = 4, .momentum = 1.5f}); }), "momentum 1.5");
+}
+
+TEST_CASE("graph_refuses_nodes_that_change_the_number_of_images") {
+  Graph g;
+  const Value x = g.input("x", {4, 4, 2});
+  const auto why = [&](std::unique_ptr<Module> m, std::vector<Value> in) { return message_of([&] { g.add("node", std::move(m), std::move(in)); }); };
+  using Pads = std::vector<int64_t>;
+  using Ranges = std::vector<Slice::Range>;
+  CHECK_MENTIONS(why(std::make_unique<Pad>(Pads{1, 0, 0, 0}, Pads{0, 0, 0, 0}), {x}), "\"node\" (Pad): it makes [2,4,4,2] of one image and [1000004,4,4,2] of 1000003");
+  CHECK_MENTIONS(why(std::make_unique<Slice>(Ranges{{.axis = 0, .start = 1}}), {x}), "it makes [0,4,4,2] of one image");
+  CHECK_MENTIONS(why(std::make_unique<Slice>(Ranges{{.axis = 0, .end = 1}}), {x}), "[1,4,4,2] of 1000003");
+  CHECK_MENTIONS(why(std::make_unique<Transpose>(std::vector<int>{1, 0, 2, 3}), {x}), "it makes [4,1,4,2] of one image");
+  CHECK_MENTIONS(why(std::make_unique<Transpose>(std::vector<int>{3, 1, 2, 0}), {x}), "(Transpose)");
+  CHECK_MENTIONS(why(std::make_unique<Concat>(0), {x, x}), "it makes [2,4,4,2] of one image");
+  CHECK_MENTIONS(why(std::make_unique<ConstantOperand>(BinaryOp::add, Tensor::zeros({3, 1, 1, 1})), {x}), "[3,4,4,2]");
+  CHECK(g.nodes().empty());
+  g.output(g.add<Slice>("all", {x}, Ranges{{.axis = 0}, {.axis = 1, .start = 1, .end = 3}}));
+  CHECK(g(Tensor::zeros({5, 4, 4, 2})).shape() == Shape{5, 2, 4, 2});
+  CHECK_MENTIONS(message_of([&] { g.replace(0, std::make_unique<Slice>(Ranges{{.axis = 0, .end = 1}, {.axis = 1, .start = 1, .end = 3}})); }), "of 1000003");
 }
 
 TEST_CASE("graph_refuses_values_of_another_graph") {

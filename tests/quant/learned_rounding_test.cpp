@@ -239,6 +239,11 @@ TEST_CASE("learned rounding refuses what it cannot learn from, and leaves a stop
   CHECK_MENTIONS(message_of([&] { learn_rounding(sim, {x}, {.iterations = 0}); }), "0 iterations");
   CHECK_MENTIONS(message_of([&] { learn_rounding(sim, {x}, {.window = 0}); }), "windows of 0");
   CHECK_MENTIONS(message_of([&] { learn_rounding(sim, {x}, {.learning_rate = NAN}); }), "learning rate");
+  CHECK_MENTIONS(message_of([&] { learn_rounding(sim, {x}, {.formula = {.regularisation = -1.0}}); }), "regularisation -1");
+  CHECK_MENTIONS(message_of([&] { learn_rounding(sim, {x}, {.formula = {.zeta = -3.0}}); }), "[-0.1, -3]");
+  CHECK_MENTIONS(message_of([&] { learn_rounding(sim, {x}, {.formula = {.gamma = 0.5}}); }), "[0.5, 1.1]");
+  CHECK_MENTIONS(message_of([&] { learn_rounding(sim, {x}, {.formula = {.beta_end = 0.0}}); }), "beta from 20 to 0");
+  CHECK_MENTIONS(message_of([&] { learn_rounding(sim, {x}, {.formula = {.warm_start = 5.0}}); }), "warm_start 5");
   const Tensor wide = weight_of(g, "wide").clone(), fc = weight_of(g, "fc").clone();
   CHECK_THROWS_AS(learn_rounding(sim, {x}, {.iterations = 2}, [](const RoundedLayer&) { throw std::runtime_error("stop"); }), std::runtime_error);
   CHECK_FALSE(same_bits(weight_of(g, "wide"), wide));
