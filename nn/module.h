@@ -81,7 +81,8 @@ inline void visit_parameter(Parameter& p, const std::string& prefix, const char*
 
 using Attribute = std::variant<int64_t, float, std::string, std::vector<int64_t>>;
 
-/// A node as exporters see it: ONNX operator name and attributes, spatial axes in h, w order.
+/// What configs, passes and messages call a node: ONNX operator name and attributes, spatial axes in h, w order. A name is not what a node computes: fused kernels, folding,
+/// integer execution and the ONNX exporter know the layers of nn/layers.h, by their types; any other module runs its own forward(), and cannot be exported.
 struct OpDesc {
   std::string op;
   std::map<std::string, Attribute> attributes;

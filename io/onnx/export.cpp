@@ -150,8 +150,9 @@ void Exporter::write_node(const Node& n) {
   const auto& grid = grids_[static_cast<size_t>(n.output.id)];
   const bool is_output = std::find(outputs_.begin(), outputs_.end(), n.output) != outputs_.end();
   const std::string raw = grid && is_output ? b_.fresh(name + "_raw") : name;
-  DETENT_CHECK(write_weighted(n, raw) || write_pool(n, raw) || write_pointwise(n, raw) || write_moving(n, raw), "onnx export: node \"", n.name, "\": ", n.op,
-               " has no ONNX form here");
+  DETENT_CHECK(write_weighted(n, raw) || write_pool(n, raw) || write_pointwise(n, raw) || write_moving(n, raw), "onnx export: node \"", n.name,
+               "\": its module, which calls itself ", n.op, ", is none of the layers of nn/layers.h,"
+               " and those alone have an ONNX form here; build the network of them to export it");
   auto& reader = readers_[static_cast<size_t>(n.output.id)] = raw;
   if (!grid) return;
   const bool moved = n.module->preserves_grid() && grids_[static_cast<size_t>(n.inputs[0].id)] == grid;

@@ -130,3 +130,21 @@ TEST_CASE("onnx export: layers that ONNX has no single operator for, and reshape
   const Tensor x = input_for(g, 2);
   CHECK(same_bits(outputs_of(back.graph, x)[0], outputs_of(g, x)[0]));
 }
+
+TEST_CASE("onnx export: a module of one's own has no form, and the message says which have") {
+  struct Own final : nn::Module {
+    nn::OpDesc describe() const override { return {"Relu", {}}; }
+    Shape infer(std::span<const Shape> in) const override { return in[0]; }
+    Var forward(const nn::Context&, std::span<const Var> in) override { return in[0]; }
+  };
+  nn::Graph g;
+  g.output(g.add("mine", std::make_unique<Own>(), {g.input("x", {3})}));
+  std::string message;
+  try {
+    io::onnx_bytes(g);
+  } catch (const Error& e) {
+    message = e.what();
+  }
+  CHECK(message == "onnx export: node \"mine\": its module, which calls itself Relu, is none of the layers of nn/layers.h, and those alone have an ONNX form here; build the network of "
+                   "them to export it");
+}
