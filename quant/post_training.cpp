@@ -141,6 +141,15 @@ Means means_of(Graph& g, const std::vector<Value>& values, const std::function<v
   return means;
 }
 
+// In the order of the nodes.
+std::vector<Layer> layers_of(Graph& g) {
+  std::vector<Layer> layers;
+  for (int i = 0; i < static_cast<int>(g.nodes().size()); ++i) {
+    if (const Layer l = layer_at(g, i); l.module) layers.push_back(l);
+  }
+  return layers;
+}
+
 // On the host, and back to where it was.
 void correct(nn::WeightedLayer& layer, const ChannelMean& reference, const ChannelMean& quantized) {
   layer.ensure_bias();
@@ -175,14 +184,9 @@ Equalized equalize_layers(nn::Graph& graph, const EqualizeOptions& options) {
 
 int64_t correct_biases(QuantSim& sim, const std::function<void()>& run) {
   Graph& g = sim.graph();
-  std::vector<nn::WeightedLayer*> layers;
+  const std::vector<Layer> layers = layers_of(g);
   std::vector<Value> outputs;
-  for (size_t i = 0; i < g.nodes().size(); ++i) {
-    const Layer l = layer_at(g, static_cast<int>(i));
-    if (!l.module) continue;
-    layers.push_back(l.module);
-    outputs.push_back(g.nodes()[i].output);
-  }
+  for (const Layer& l : layers) outputs.push_back(g.nodes()[static_cast<size_t>(l.node)].output);
   DETENT_CHECK(sim.has_ranges(), "correct_biases: no quantizer has a range; run compute_encodings first");
   const Means reference = [&] {
     const FloatScope full_precision(sim);
@@ -190,12 +194,16 @@ int64_t correct_biases(QuantSim& sim, const std::function<void()>& run) {
   }();
   for (size_t i = 0; i < layers.size(); ++i) {
     const Means quantized = means_of(g, {outputs[i]}, run);
-    correct(*layers[i], reference.at(outputs[i].id), quantized.at(outputs[i].id));
+    correct(*layers[i].module, reference.at(outputs[i].id), quantized.at(outputs[i].id));
   }
   if (sim.options().protect_accumulators) {
     for (const IntegerLayer& layer : integer_layers(g)) layer.weight_quantizer->require_scales(least_weight_scales(layer));
   }
   return static_cast<int64_t>(layers.size());
+}
+
+void ensure_biases(nn::Graph& graph) {
+  for (const Layer& l : layers_of(graph)) l.module->ensure_bias();
 }
 
 }  // namespace detent::quant

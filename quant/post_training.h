@@ -33,4 +33,7 @@ Equalized equalize_layers(nn::Graph& graph, const EqualizeOptions& options = {})
 /// keep their ranges. Returns how many layers were corrected; those without a bias get one. Throws Error before calibration, and when `run` shows no data.
 int64_t correct_biases(QuantSim& sim, const std::function<void()>& run);
 
+/// Gives a bias of zeros to every layer that correct_biases would correct and that has none: a network made anew then takes the weights of a corrected one.
+void ensure_biases(nn::Graph& graph);
+
 }  // namespace detent::quant

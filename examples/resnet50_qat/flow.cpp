@@ -297,6 +297,7 @@ int Flow::run_stages() {
     nn::initialize(net_);  // the checkpoint overwrites it, but folding looks at values
     fold();
     quantize();
+    if (o_.correct_biases > 0) quant::ensure_biases(net_);  // layers had none beside the batch norms left in
     progress_ = io::load_checkpoint(resume_from_, net_, sim_.get(), *sgd_);
     report_ = Report::from_json(progress_.report);
     report_.resumed_from_step = progress_.step;

@@ -57,6 +57,16 @@ TEST_CASE("a_stop_or_a_kill_behind_training_goes_on_from_its_end") {
   }
 }
 
+TEST_CASE("biases_that_only_their_correction_made_are_resumed") {
+  const Workshop w;
+  const Arguments corrected{"--batch-norm", "keep", "--reestimate-bn", "2", "--correct-biases", "8", "--max-steps", "4", "--eval-samples", "8"};
+  REQUIRE(w.run(w.good("whole") + corrected + Arguments{"--checkpoint-every", "2"}).code == 0);
+  const Outcome o = w.run(w.good("again") + corrected + Arguments{"--resume", (w / "whole") + "/m.step-2.ckpt"});
+  INFO(o.err);
+  REQUIRE(o.code == 0);
+  for (const char* name : {"/m.safetensors", "/m.encodings", "/m.qdq.onnx"}) CHECK(slurp((w / "whole") + name) == slurp((w / "again") + name));
+}
+
 TEST_CASE("checkpoints_of_another_run_in_the_folder_are_neither_continued_nor_a_reason_to_drop_ones_own") {
   const Workshop w;
   const Arguments every{"--checkpoint-every", "2"};
