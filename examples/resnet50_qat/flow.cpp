@@ -268,7 +268,7 @@ int Flow::run() {
   try {
     return run_stages();
   } catch (const Stopped&) {
-    const bool saved = last_checkpoint_ == checkpoint_path();
+    const bool saved = checkpoint_step_ == progress_.step;
     if (trained_ && !saved) {
       say(false, "stopped behind the training, of which no checkpoint could be written: nothing is saved");
     } else if (progress_.step > 0) {
@@ -302,6 +302,7 @@ int Flow::run_stages() {
     report_ = Report::from_json(progress_.report);
     report_.resumed_from_step = progress_.step;
     last_checkpoint_ = resume_from_;
+    checkpoint_step_ = progress_.step;
     net_.to(device_);
     say(o_.quiet, text("resumed from ", resume_from_));
   } else {

@@ -97,6 +97,7 @@ class Flow {
   Report report_;
   detent::io::Progress progress_;
   std::string resume_from_, last_checkpoint_;
+  int64_t checkpoint_step_ = -1;    ///< that last_checkpoint_ holds
   bool trained_ = false;            ///< what follows changes the network: it can no longer be saved
   std::string trained_checkpoint_;  ///< written at the end of training, removed when the results are there
 };

@@ -114,25 +114,28 @@ void Flow::save(Prune prune) {
   const std::string file = checkpoint_path();
   naming_last_checkpoint([&] { io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress_); });
   last_checkpoint_ = file;
+  checkpoint_step_ = progress_.step;
   if (prune == Prune::yes) io::prune_checkpoints(o_.output, o_.prefix, o_.keep_checkpoints, progress_.step);
 }
 
 // What comes behind training changes the network: an end before the results are written goes on from this checkpoint, which is then removed.
 void Flow::save_trained() {
   trained_ = true;
-  if (last_checkpoint_ == checkpoint_path()) return;
+  if (checkpoint_step_ == progress_.step) return;
   try {
+    const bool there = file_exists(checkpoint_path());
     save(Prune::no);
-    trained_checkpoint_ = last_checkpoint_;
+    if (!there) trained_checkpoint_ = last_checkpoint_;
   } catch (const Error& e) {
     if (o_.checkpoint_every) throw;
     say(false, text("warning: the trained network has no checkpoint until it is exported: ", e.what()));
   }
 }
 
-// A stop that loses nothing: what was trained is in a checkpoint.
-void Flow::say_stopped() const { say(false, text("stopped after step ", progress_.step, "; continue with --resume ", last_checkpoint_, " (or --resume auto)")); }
-
+// A stop that loses nothing: what was trained is in a checkpoint, which need not lie in the output folder.
+void Flow::say_stopped() const {
+  say(false, text("stopped after step ", progress_.step, "; continue with --resume ", last_checkpoint_, last_checkpoint_ == checkpoint_path() ? " (or --resume auto)" : ""));
+}
 
 // A run that was killed leaves the file it was writing under a temporary name; nobody reads those.
 void Flow::remove_left_overs() const {

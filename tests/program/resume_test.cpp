@@ -67,6 +67,21 @@ TEST_CASE("biases_that_only_their_correction_made_are_resumed") {
   for (const char* name : {"/m.safetensors", "/m.encodings", "/m.qdq.onnx"}) CHECK(slurp((w / "whole") + name) == slurp((w / "again") + name));
 }
 
+TEST_CASE("a_checkpoint_that_was_given_stays_however_its_path_is_spelled") {
+  const Workshop w;
+  const Arguments brief{"--max-steps", "2", "--eval-samples", "8"};
+  REQUIRE(w.run(w.good("a") + brief + Arguments{"--checkpoint-every", "2"}).code == 0);
+  const std::string checkpoint = slurp((w / "a") + "/m.step-2.ckpt");
+  const Outcome o = w.run(w.good("./a") + brief + Arguments{"--resume", (w / "a") + "/m.step-2.ckpt"});
+  INFO(o.err);
+  REQUIRE(o.code == 0);
+  REQUIRE(has(w, "a/m.step-2.ckpt"));
+  CHECK(slurp((w / "a") + "/m.step-2.ckpt") == checkpoint);
+  // Nor is one removed that another run wrote at the same step.
+  REQUIRE(w.run(w.good("a") + brief + Arguments{"--lr", "0.01"}).code == 0);
+  CHECK(has(w, "a/m.step-2.ckpt"));
+}
+
 TEST_CASE("checkpoints_of_another_run_in_the_folder_are_neither_continued_nor_a_reason_to_drop_ones_own") {
   const Workshop w;
   const Arguments every{"--checkpoint-every", "2"};
