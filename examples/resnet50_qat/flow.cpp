@@ -188,6 +188,19 @@ nn::Schedule Flow::schedule(int64_t steps_of_epoch) const {
   return {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * steps_of_epoch};
 }
 
+// A record that cannot be read costs none of the steps before it.
+bool Flow::next_batch(io::Loader& loader, io::Batch& batch, TrainingLog& log) {
+  try {
+    return loader.next(batch);
+  } catch (const Error& e) {
+    if (progress_.step == 0) throw;
+    log.sync();
+    log.keep();
+    save_failing(e);
+    throw;
+  }
+}
+
 bool Flow::train() {
   io::Loader loader(train_set_, loader_options(true));
   report_.images["train"] = loader.images();
@@ -208,19 +221,19 @@ bool Flow::train() {
   while (progress_.step < total) {
     loader.seek(progress_.epoch, progress_.batch);
     io::Batch batch;
-    while (progress_.step < total && loader.next(batch)) {
+    while (progress_.step < total && next_batch(loader, batch, log)) {
       const nn::StepInfo info = naming_last_checkpoint([&] { return trainer.step(batch.images, batch.labels); });
       progress_.step = info.step;
       progress_.batch = batch.index + 1;
       images += info.images;
       log.add(info);
-      bar.update((info.step - first) * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
       const bool stop = stop_requested.load();
       if (stop || (o_.checkpoint_every && info.step % o_.checkpoint_every == 0)) {
         log.sync();
         save(Prune::yes);
         log.keep();
       }
+      bar.update((info.step - first) * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
       if (stop) {
         bar.finish();
         say_stopped();

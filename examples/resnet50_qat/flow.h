@@ -20,7 +20,7 @@
 
 namespace qat {
 
-/// Set by SIGINT and SIGTERM: the step in progress is finished and saved.
+/// Set by SIGINT, SIGTERM and SIGHUP: the step in progress is finished and saved.
 extern std::atomic<bool> stop_requested;
 
 /// Thrown where there is no training step to finish.
@@ -29,6 +29,8 @@ void stop_if_asked();
 
 /// The process was asked to stop and did so in order; its work is in a checkpoint.
 inline constexpr int kExitStopped = 3;
+
+class TrainingLog;
 
 class Flow {
  public:
@@ -66,6 +68,7 @@ class Flow {
   void evaluate_integers();
   detent::nn::Schedule schedule(int64_t steps_of_epoch) const;
   bool train();
+  bool next_batch(detent::io::Loader& loader, detent::io::Batch& batch, TrainingLog& log);
   template <class Fn>
   auto naming_last_checkpoint(Fn&& fn);
   std::string options_key() const;
@@ -73,6 +76,7 @@ class Flow {
   std::string checkpoint_path() const;  ///< of the present step
   void save(Prune prune);
   void save_trained();
+  void save_failing(const detent::Error& why);
   void say_stopped() const;
   void remove_left_overs() const;
   std::string checkpoint_to_resume(const nlohmann::json& now) const;

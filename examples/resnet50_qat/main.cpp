@@ -17,6 +17,18 @@ void on_signal(int signal) {
   }
 }
 
+// A terminal that closes tells its processes, and so does its shell: a second one is no second thought.
+void on_hang_up(int) { qat::stop_requested.store(true); }
+
+void handle_signals() {
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+  if (std::signal(SIGHUP, on_hang_up) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // nohup
+  // Who reads the output may end before this process does (`2>&1 | tee`, Ctrl-C), and a limit on files be reached: writing then fails, which is told.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+}
+
 // One line: what, where, what to do.
 int complain(const char* what) {
   std::string line;
@@ -33,8 +45,7 @@ int complain(const char* what) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
+  handle_signals();
   try {
     qat::Options options;
     std::string text;

@@ -128,7 +128,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
       "Without --data a small built-in data set is made and ResNet-50 is trained on it first.",
       "resnet50_qat");
   app.footer(
-      "Ctrl-C or SIGTERM: the training step in progress is finished and saved; --resume auto goes on to the same bits. A second one ends at once.\n"
+      "Ctrl-C, SIGTERM or a closed terminal (SIGHUP): the training step in progress is finished and saved; --resume auto goes on to the same bits. A second one ends at once.\n"
       "Exit code: 0 done, 2 wrong usage or input, 3 stopped as asked, work saved.");
   std::string scheme(detent::quant::to_string(o.scheme)), rule(to_string(o.range_rule)), preprocess, batch_norm = "fold";
   std::string int32_bias = "auto", param_type = "int", output_type = "int";
@@ -281,8 +281,7 @@ std::string resume_key(const Options& o) {
                         {"classes", o.classes},
                         {"image-size", o.image_size},
                         {"label-offset", o.label_offset},
-                        {"preprocess", o.preprocess ? detent::io::to_string(*o.preprocess) : std::string_view()},
-                        {"skip-bad-records", o.skip_bad_records}};
+                        {"preprocess", o.preprocess ? detent::io::to_string(*o.preprocess) : std::string_view()}};
   // Named where it is not the rule only: files from before it was an option go on.
   if (o.schedule != "step") key["schedule"] = o.schedule, key["epochs"] = o.epochs;  // the rate of a step depends on where the end is
   if (o.equalize != "no") key["equalize"] = o.equalize;

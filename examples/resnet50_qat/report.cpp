@@ -103,7 +103,7 @@ std::string summary_json(const Report& r, const Options& o, const std::string& d
   j["output_type"] = detent::quant::to_string(o.output_format);
   j["options"] = Json::parse(resume_key(o));
   for (const auto& [name, value] :
-       {std::pair{"epochs", o.epochs}, std::pair{"max-steps", o.max_steps}, std::pair{"eval-samples", o.eval_samples}, std::pair{"eval-batch", o.eval_batch}})
+       {std::pair{"epochs", o.epochs}, {"max-steps", o.max_steps}, {"eval-samples", o.eval_samples}, {"eval-batch", o.eval_batch}, {"skip-bad-records", o.skip_bad_records}})
     j["options"][name] = value;
   j["options"]["weights"] = o.weights;
   j["images"] = r.images;

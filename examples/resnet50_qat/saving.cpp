@@ -39,14 +39,17 @@ bool is_result_of(const std::string& prefix, std::string name) {
 
 std::string shown(const Json& value) { return value.is_number_float() ? text(value.get<float>()) : value.dump(); }
 
+// What a checkpoint is not compared by: files are told by their contents; how many records may be broken changes no step (older checkpoints name it).
+bool is_compared(const std::string& key) { return key != "files" && key != "skip-bad-records"; }
+
 // Why a run cannot go on from a checkpoint that was written with other options, or "".
 std::string difference(const Json& then, const Json& now) {
   for (const auto& [key, value] : now.items()) {
-    if (key == "files" || (then.contains(key) && then[key] == value)) continue;
+    if (!is_compared(key) || (then.contains(key) && then[key] == value)) continue;
     return text("it was written ", then.contains(key) ? text("with --", key, " ", shown(then[key])) : text("without --", key), ", this run has ", shown(value), "; give the same options");
   }
   for (const auto& [key, value] : then.items()) {
-    if (key != "files" && !now.contains(key)) return text("it was written with --", key, " ", shown(value), ", this run is without; give the same options");
+    if (is_compared(key) && !now.contains(key)) return text("it was written with --", key, " ", shown(value), ", this run is without; give the same options");
   }
   const Json files = then.value("files", Json::object());
   for (const auto& [key, value] : now.at("files").items()) {
@@ -130,6 +133,18 @@ void Flow::save_trained() {
     if (o_.checkpoint_every) throw;
     say(false, text("warning: the trained network has no checkpoint until it is exported: ", e.what()));
   }
+}
+
+// Throws the error again, with where the work of the steps before it is.
+void Flow::save_failing(const Error& why) {
+  if (checkpoint_step_ != progress_.step) {
+    try {
+      save(Prune::yes);
+    } catch (const Error& e) {
+      fail(why.what(), "; what was trained could not be saved: ", e.what());
+    }
+  }
+  fail(why.what(), "; what was trained is saved: mend it and go on with --resume ", last_checkpoint_);
 }
 
 // A stop that loses nothing: what was trained is in a checkpoint, which need not lie in the output folder.

@@ -1,9 +1,14 @@
 // What a run keeps of its work: stops at any time, other runs in the same folder, logs, left-overs.
-#include <csignal>
+#include <sys/stat.h>
+
 #include <chrono>
+#include <csignal>
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "detent/io/data/example.h"
+#include "detent/io/data/jpeg.h"
+#include "detent/io/data/tfrecord.h"
 #include "detent/tests/program/support.h"
 
 using namespace detent;
@@ -80,6 +85,79 @@ TEST_CASE("a_checkpoint_that_was_given_stays_however_its_path_is_spelled") {
   // Nor is one removed that another run wrote at the same step.
   REQUIRE(w.run(w.good("a") + brief + Arguments{"--lr", "0.01"}).code == 0);
   CHECK(has(w, "a/m.step-2.ckpt"));
+}
+
+TEST_CASE("a_record_that_cannot_be_read_costs_none_of_the_steps_before_it") {
+  const Workshop w;
+  // Met somewhere in the first epoch.
+  const std::string train = (w / "data") + "/train-00000-of-00002", whole = slurp(train);
+  std::string jpeg = io::encode_jpeg(io::synthetic_image(3, 1, 0, 32, 0.0f), 90);
+  jpeg.resize(jpeg.size() / 2);
+  std::string broken = whole;
+  io::append_tfrecord(broken, io::serialize_example(jpeg, 1, 32, 32));
+  spill(train, broken);
+  const Arguments brief{"--epochs", "2", "--eval-samples", "8", "--batch", "4", "--calibration-samples", "1", "--seed", "4"};
+  REQUIRE(w.run(w.good("whole") + brief + Arguments{"--skip-bad-records", "1"}).code == 0);
+  const Outcome o = w.run(w.good("parts") + brief);
+  INFO(o.err);
+  CHECK(o.code == 2);
+  CHECK(std::count(o.err.begin(), o.err.end(), '\n') == 1);
+  CHECK_CONTAINS(o.err, "train-00000-of-00002: record at offset ");
+  const std::string said = "go on with --resume ";
+  const size_t at = o.err.find(said);
+  REQUIRE(at != std::string::npos);
+  const std::string checkpoint = o.err.substr(at + said.size(), o.err.find('\n', at) - at - said.size());
+  REQUIRE(file_exists(checkpoint));
+  CHECK(steps_in((w / "parts") + "/m.log.jsonl").size() > 0);
+  // Resumed and at once at the record again: nothing new to save.
+  const Outcome again = w.run(w.good("parts") + brief + Arguments{"--resume", "auto"});
+  CHECK(again.code == 2);
+  CHECK_CONTAINS(again.err, checkpoint);
+  const Outcome rest = w.run(w.good("parts") + brief + Arguments{"--resume", "auto", "--skip-bad-records", "1"});
+  INFO(rest.err);
+  REQUIRE(rest.code == 0);
+  same_results(w, "whole", "parts");
+}
+
+TEST_CASE("a_terminal_that_closes_and_a_pipe_that_nobody_reads_save_first") {
+  const Workshop w;
+  const std::string log = (w / "a") + "/m.log.jsonl", pipe = w / "pipe";
+  Arguments endless = w.good("a") + Arguments{"--epochs", "100000", "--eval-samples", "8", "--resume", "auto"};
+  const auto until_trains = [&](const Process& p) {
+    const std::string before = file_exists(log) ? slurp(log) : std::string();
+    while (p.running() && (!file_exists(log) || slurp(log).size() <= before.size())) std::this_thread::sleep_for(kPoll);
+  };
+  {
+    Process p(endless, w / "stdout", w / "stderr");
+    until_trains(p);
+    p.send(SIGHUP);
+    p.send(SIGHUP);  // the shell's, too
+    const Outcome o = p.wait();
+    CHECK(o.code == 3);
+    CHECK_CONTAINS(o.err, "continue with --resume ");
+  }
+  endless.erase(std::find(endless.begin(), endless.end(), "--quiet"));
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  const size_t steps = steps_in(log).size();
+  {
+    Process p(endless, w / "stdout", pipe);
+    until_trains(p);
+    ::close(reader);
+    p.send(SIGINT);
+    CHECK(p.wait().code == 3);
+  }
+  CHECK(steps_in(log).size() > steps);
+  CHECK(has(w, text("a/m.step-", steps_in(log).size(), ".ckpt")));
+  // As by nohup.
+  std::signal(SIGHUP, SIG_IGN);
+  Process p(w.good("b") + Arguments{"--max-steps", "2", "--eval-samples", "8"}, w / "stdout", w / "stderr");
+  std::signal(SIGHUP, SIG_DFL);
+  for (int i = 0; i < 20 && p.running(); ++i) {
+    p.send(SIGHUP);
+    std::this_thread::sleep_for(kPoll);
+  }
+  CHECK(p.wait().code == 0);
 }
 
 TEST_CASE("checkpoints_of_another_run_in_the_folder_are_neither_continued_nor_a_reason_to_drop_ones_own") {

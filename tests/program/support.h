@@ -48,7 +48,7 @@ class Process {
   Outcome wait() {
     int status = 0;
     REQUIRE(::waitpid(pid_, &status, 0) == pid_);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), out_.starts_with("/dev/") ? std::string() : slurp(out_), slurp(err_)};
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), text_of(out_), text_of(err_)};
   }
   bool running() const {
     siginfo_t info{};
@@ -58,6 +58,8 @@ class Process {
   void kill_now() { send(SIGKILL); }
 
  private:
+  // "" of a device or a pipe.
+  static std::string text_of(const std::string& path) { return std::filesystem::is_regular_file(path) ? slurp(path) : std::string(); }
   std::string out_, err_;
   pid_t pid_ = -1;
 };
