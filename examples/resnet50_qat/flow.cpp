@@ -188,6 +188,11 @@ nn::Schedule Flow::schedule(int64_t steps_of_epoch) const {
   return {.kind = nn::Schedule::Kind::step, .base = o_.lr, .decay_every = o_.decay_steps * steps_of_epoch};
 }
 
+int64_t Flow::total_steps() const {
+  const int64_t steps = (train_set_->size() + o_.batch - 1) / o_.batch * o_.epochs;
+  return o_.max_steps ? std::min(steps, o_.max_steps) : steps;
+}
+
 // A record that cannot be read costs none of the steps before it.
 bool Flow::next_batch(io::Loader& loader, io::Batch& batch, TrainingLog& log) {
   try {
@@ -204,9 +209,8 @@ bool Flow::next_batch(io::Loader& loader, io::Batch& batch, TrainingLog& log) {
 bool Flow::train() {
   io::Loader loader(train_set_, loader_options(true));
   report_.images["train"] = loader.images();
-  const int64_t per_epoch = loader.batches();
-  int64_t total = per_epoch * o_.epochs;
-  if (o_.max_steps) total = std::min(total, o_.max_steps);
+  report_.train_files = train_set_->files();
+  const int64_t per_epoch = loader.batches(), total = total_steps();
   nn::Trainer trainer(net_, *sgd_, schedule(per_epoch));
   trainer.set_steps_done(progress_.step);
   trainer.freeze_batch_norm_after = o_.freeze_bn_after;
@@ -299,8 +303,8 @@ int Flow::run_stages() {
   config_ = load_config(o_.config);
   given_ranges_ = read_ranges(o_.encodings);
   progress_.options = options_key();
-  resume();
   open_data();
+  resume();
   build_network();
   require_folders(o_);
   remove_left_overs();

@@ -67,6 +67,7 @@ class Flow {
   void on_integers(Fn&& fn);
   void evaluate_integers();
   detent::nn::Schedule schedule(int64_t steps_of_epoch) const;
+  int64_t total_steps() const;
   bool train();
   bool next_batch(detent::io::Loader& loader, detent::io::Batch& batch, TrainingLog& log);
   template <class Fn>
@@ -79,6 +80,7 @@ class Flow {
   void save_failing(const detent::Error& why);
   void say_stopped() const;
   void remove_left_overs() const;
+  std::string obstacle(const detent::io::Progress& then, const nlohmann::json& now) const;
   std::string checkpoint_to_resume(const nlohmann::json& now) const;
   void resume();
   void dump_layers();

@@ -29,6 +29,7 @@ std::string Report::to_json() const {
   j["seconds"] = seconds;
   j["images_per_second"] = images_per_second;
   j["images"] = images;
+  j["train_files"] = train_files;
   j["unseen"] = unseen;
   if (!rounded.empty()) j["adaround"] = json_of(rounded);
   return j.dump();
@@ -43,6 +44,7 @@ Report Report::from_json(const std::string& text) {
     r.seconds = j.at("seconds").get<std::map<std::string, double>>();
     r.images_per_second = j.at("images_per_second").get<std::map<std::string, double>>();
     r.images = j.at("images").get<std::map<std::string, int64_t>>();
+    r.train_files = j.value("train_files", int64_t{0});
     r.unseen = j.at("unseen").get<std::vector<std::string>>();
     for (const Json& l : j.value("adaround", Json::array())) r.rounded.push_back({l.at("layer"), l.at("weights"), l.at("moved"), l.at("error_nearest"), l.at("error_learned")});
     return r;

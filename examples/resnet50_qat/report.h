@@ -22,6 +22,7 @@ struct Report {
   std::vector<detent::quant::RoundedLayer> rounded;       ///< by --adaround
   std::vector<detent::quant::Sensitivity> sensitivities;  ///< the noisiest first
   int64_t resumed_from_step = 0;
+  int64_t train_files = 0;  ///< that hold the images of "train"
   int64_t bad_records = 0;
 
   std::string to_json() const;

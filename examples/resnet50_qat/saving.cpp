@@ -161,13 +161,37 @@ void Flow::remove_left_overs() const {
   }
 }
 
-// Of the newest checkpoints the first that is intact and of this run's options.
+// Why this run cannot go on from where a checkpoint stood, or "".
+std::string Flow::obstacle(const io::Progress& then, const Json& now) const {
+  const Json options = Json::parse(then.options, nullptr, false);
+  if (!options.is_object()) return "its options cannot be read";
+  if (std::string other = difference(options, now); !other.empty()) return other;
+  Report report;
+  try {
+    report = Report::from_json(then.report);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  const int64_t images = train_set_->size(), files = train_set_->files();
+  const auto trained_on = report.images.find("train");
+  // Older checkpoints do not know of files.
+  if (trained_on != report.images.end() && (trained_on->second != images || (report.train_files && report.train_files != files)))
+    return text("it was trained on ", trained_on->second, " images", report.train_files ? text(" in ", report.train_files, " files") : "", ", --data ", o_.data, " now has ", images, " in ", files,
+                "; give the same data");
+  if (o_.epochs == 0) return text("it holds ", then.step, " steps of training, which --epochs 0 would export as they are; --max-steps ", then.step, " ends there in order");
+  if (then.step > total_steps())
+    return text("it holds ", then.step, " steps, --epochs ", o_.epochs, o_.max_steps ? text(" and --max-steps ", o_.max_steps) : "", " ask for ", total_steps(), "; give at least ", then.step,
+                " or an earlier checkpoint");
+  return {};
+}
+
+// Of the newest checkpoints the first that is intact and that this run can go on from.
 std::string Flow::checkpoint_to_resume(const Json& now) const {
   std::string refused;
   bool damaged = false;
   for (const std::string& path : io::list_checkpoints(o_.output, o_.prefix)) {
     try {
-      const std::string other = difference(Json::parse(io::read_progress(path).options), now);
+      const std::string other = obstacle(io::read_progress(path), now);
       if (other.empty()) {
         if (!refused.empty()) say(false, text("warning: passed over ", refused));
         if (damaged || !refused.empty()) say(false, text("warning: going on from the one before, ", path));
@@ -188,14 +212,13 @@ std::string Flow::checkpoint_to_resume(const Json& now) const {
 void Flow::resume() {
   if (o_.resume.empty()) return;
   const Json now = Json::parse(progress_.options);
-  resume_from_ = o_.resume == "auto" ? checkpoint_to_resume(now) : o_.resume;
-  if (resume_from_.empty()) return;
-  const io::Progress p = io::read_progress(resume_from_);
-  const Json then = Json::parse(p.options, nullptr, false);
-  DETENT_CHECK(then.is_object(), "--resume ", resume_from_, ": its options cannot be read");
-  const std::string other = difference(then, now);
+  if (o_.resume == "auto") {
+    resume_from_ = checkpoint_to_resume(now);
+    return;
+  }
+  resume_from_ = o_.resume;
+  const std::string other = obstacle(io::read_progress(resume_from_), now);
   DETENT_CHECK(other.empty(), "--resume ", resume_from_, ": ", other);
-  DETENT_CHECK(o_.epochs > 0, "--epochs 0: ", resume_from_, " holds ", p.step, " steps of training, which would be exported as they are; --max-steps ", p.step, " ends there in order");
 }
 
 }  // namespace qat

@@ -190,6 +190,31 @@ TEST_CASE("checkpoints_of_another_run_in_the_folder_are_neither_continued_nor_a_
   CHECK_CONTAINS(none.err, "--max-steps 2");
 }
 
+TEST_CASE("a_run_does_not_go_on_from_beyond_its_end_nor_on_other_data") {
+  const Workshop w;
+  const Arguments every{"--checkpoint-every", "2", "--eval-samples", "8"};
+  REQUIRE(w.run(w.good("a") + every + Arguments{"--max-steps", "4"}).code == 0);
+  const auto refused = [&](const Arguments& more, const std::string& why) {
+    const Outcome o = w.run(w.good("a") + every + more);
+    CHECK(o.code == 2);
+    CHECK_CONTAINS(o.err, why);
+  };
+  refused({"--max-steps", "3", "--resume", (w / "a") + "/m.step-4.ckpt"}, "holds 4 steps, --epochs 1 and --max-steps 3 ask for 3; give at least 4");
+  refused({"--max-steps", "1", "--resume", "auto"}, "m.step-4.ckpt: it holds 4 steps");
+  const Outcome earlier = w.run(w.good("a") + every + Arguments{"--max-steps", "3", "--resume", "auto"});
+  INFO(earlier.err);
+  CHECK(earlier.code == 0);
+  CHECK_CONTAINS(earlier.err, "passed over");
+  CHECK(summary(w, "a").at("resumed_from_step") == 2);
+  // The same records in one file less; then fewer.
+  const std::string first = (w / "data") + "/train-00000-of-00002", second = (w / "data") + "/train-00001-of-00002", half = slurp(first);
+  spill(first, half + slurp(second));
+  remove_file(second);
+  refused({"--resume", "auto"}, "it was trained on 48 images in 2 files, --data ");
+  spill(first, half);
+  refused({"--resume", (w / "a") + "/m.step-4.ckpt"}, "now has 24 in 1; give the same data");
+}
+
 TEST_CASE("a_log_is_there_while_training_and_has_each_step_once_when_resumed_elsewhere") {
   const Workshop w;
   const Arguments every{"--checkpoint-every", "1", "--keep-checkpoints", "9"};
