@@ -307,6 +307,7 @@ int Flow::run_stages() {
   resume();
   build_network();
   require_folders(o_);
+  lock_.emplace(o_);
   remove_left_overs();
   sgd_ = std::make_unique<nn::Sgd>(nn::Sgd::Options{.learning_rate = o_.lr, .momentum = o_.momentum, .weight_decay = o_.weight_decay});
   sgd_->averaged_share = o_.average_weights;

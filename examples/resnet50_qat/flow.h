@@ -5,6 +5,7 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 
 #include "detent/core/file.h"
@@ -15,6 +16,7 @@
 #include "detent/nn/optimizer.h"
 #include "detent/nn/train.h"
 #include "detent/quant/quantsim.h"
+#include "given.h"
 #include "options.h"
 #include "report.h"
 
@@ -89,6 +91,7 @@ class Flow {
   std::string path(const std::string& suffix) const;
 
   Options o_;
+  std::optional<RunLock> lock_;
   detent::Device device_;
   detent::quant::QuantConfig config_;
   detent::nn::Graph net_;

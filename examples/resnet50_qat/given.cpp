@@ -1,6 +1,13 @@
 #include "given.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -41,6 +48,19 @@ void require_writable_folder(const char* option, const std::string& folder) {
   }
 }
 
+// 0, or errno; EWOULDBLOCK when another process has it.
+int lock(int fd) {
+  while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EINTR) return errno;
+  }
+  return 0;
+}
+
+bool is_named(int fd, const std::string& path) {
+  struct stat mine {}, named {};
+  return ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &named) == 0 && mine.st_dev == named.st_dev && mine.st_ino == named.st_ino;
+}
+
 }  // namespace
 
 quant::QuantConfig load_config(const std::string& name) {
@@ -73,6 +93,28 @@ void require_files(const Options& o) {
 void require_folders(const Options& o) {
   require_writable_folder("--output", o.output);
   if (!o.dump_layers.empty()) require_writable_folder("--dump-layers", o.dump_layers);
+}
+
+// The file is removed while it is locked: who opened it before holds a file without a name then, and opens the next one.
+RunLock::RunLock(const Options& o) : path_(join_path(o.output, o.prefix + ".lock")) {
+  while (!held()) {
+    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
+    DETENT_CHECK(held(), "--output ", o.output, ": cannot open ", path_, ": ", std::generic_category().message(errno), "; remove it when no run goes on, or give another --prefix");
+    const int error = lock(fd_);
+    if (error == 0 && is_named(fd_, path_)) return;
+    ::close(std::exchange(fd_, -1));
+    DETENT_CHECK(error != EWOULDBLOCK, "--output ", o.output, ": another run with --prefix ", o.prefix, " is going on; give another --prefix, or wait for its end");
+    if (error != 0) {  // no locks here
+      ::unlink(path_.c_str());
+      return;
+    }
+  }
+}
+
+RunLock::~RunLock() {
+  if (fd_ < 0) return;
+  ::unlink(path_.c_str());
+  ::close(fd_);
 }
 
 }  // namespace qat

@@ -22,4 +22,19 @@ void require_files(const Options& options);
 /// The folders that results go into are made, when they are not there, and tried.
 void require_folders(const Options& options);
 
+/// One run at a time writes files of a prefix: the file PREFIX.lock in --output is locked as long as this lives. The system unlocks it with the process, however that ends.
+class RunLock {
+ public:
+  explicit RunLock(const Options& options);
+  ~RunLock();
+  RunLock(const RunLock&) = delete;
+  RunLock& operator=(const RunLock&) = delete;
+  /// False where the file system has no locks: other runs cannot be told from dead ones then.
+  bool held() const { return fd_ >= 0; }
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+};
+
 }  // namespace qat

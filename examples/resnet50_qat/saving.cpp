@@ -5,12 +5,13 @@
 #include <cctype>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "detent/core/file.h"
 #include "flow.h"
-#include "given.h"
 #include "progress.h"
 
 namespace qat {
@@ -20,12 +21,20 @@ using Json = nlohmann::json;
 
 namespace {
 
-// Of a temporary file's name: PREFIX.onnx.tmp-PID-N.
+constexpr auto kAbandoned = std::chrono::minutes(10);  // no file takes longer to be written
+
+// Of a temporary file's name: PREFIX.onnx.tmp-PID-N, where PID is of this machine.
 bool writer_lives(const std::string& name) {
   const size_t at = name.rfind(".tmp-") + 5;
   int pid = 0;
   std::from_chars(name.data() + at, name.data() + name.size(), pid);
   return pid > 0 && pid != ::getpid() && (::kill(pid, 0) == 0 || errno == EPERM);
+}
+
+bool abandoned(const std::string& path) {
+  std::error_code gone;
+  const auto written = std::filesystem::last_write_time(path, gone);
+  return !gone && written < std::filesystem::file_time_type::clock::now() - kAbandoned;
 }
 
 // A file of this prefix, not of one that begins with it and a dot.
@@ -152,11 +161,18 @@ void Flow::say_stopped() const {
   say(false, text("stopped after step ", progress_.step, "; continue with --resume ", last_checkpoint_, last_checkpoint_ == checkpoint_path() ? " (or --resume auto)" : ""));
 }
 
-// A run that was killed leaves the file it was writing under a temporary name; nobody reads those.
+// A run that was killed leaves the file it was writing under a temporary name; nobody reads those. Without a lock a run of another machine may be writing it.
 void Flow::remove_left_overs() const {
   for (const std::string& name : list_folder(o_.output)) {
     if (!is_temporary_name(name) || !(is_result_of(o_.prefix, name) || name.starts_with(".writable.tmp-")) || writer_lives(name)) continue;
-    remove_file(join_path(o_.output, name));
+    const std::string path = join_path(o_.output, name);
+    if (!lock_->held() && !abandoned(path)) continue;
+    try {
+      remove_file(path);
+    } catch (const Error&) {
+      if (file_exists(path)) throw;
+      continue;  // another run was faster
+    }
     say(o_.quiet, "removed " + name + ", which an interrupted run left behind");
   }
 }

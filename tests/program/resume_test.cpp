@@ -215,6 +215,28 @@ TEST_CASE("a_run_does_not_go_on_from_beyond_its_end_nor_on_other_data") {
   refused({"--resume", (w / "a") + "/m.step-4.ckpt"}, "now has 24 in 1; give the same data");
 }
 
+TEST_CASE("one_run_at_a_time_has_a_prefix_in_a_folder") {
+  const Workshop w;
+  const std::string log = (w / "a") + "/m.log.jsonl";
+  const Arguments brief{"--epochs", "0", "--eval-samples", "8", "--calibration-samples", "8"};
+  Process first(w.good("a") + Arguments{"--epochs", "100000"}, w / "stdout1", w / "stderr1");
+  while (first.running() && (!file_exists(log) || slurp(log).empty())) std::this_thread::sleep_for(kPoll);
+  const Outcome second = w.run(w.good("a"));
+  CHECK(second.code == 2);
+  CHECK_CONTAINS(second.err, "another run with --prefix m is going on; give another --prefix");
+  CHECK(w.run(w.good("a") + brief + Arguments{"--prefix", "n"}).code == 0);
+  CHECK(w.run(w.good("b") + brief).code == 0);
+  CHECK(first.running());
+  CHECK_FALSE(slurp(log).empty());
+  first.kill_now();
+  first.wait();
+  CHECK(has(w, "a/m.lock"));
+  const Outcome next = w.run(w.good("a") + brief);
+  INFO(next.err);
+  CHECK(next.code == 0);
+  CHECK_FALSE(has(w, "a/m.lock"));
+}
+
 TEST_CASE("a_log_is_there_while_training_and_has_each_step_once_when_resumed_elsewhere") {
   const Workshop w;
   const Arguments every{"--checkpoint-every", "1", "--keep-checkpoints", "9"};
