@@ -219,8 +219,10 @@ bool Flow::train() {
   if (o_.distill > 0.0f) trainer.distillation = {.teacher = &teacher_, .weight = o_.distill, .temperature = o_.distill_temperature};
 
   TrainingLog log(path(".log.jsonl"), progress_.step);
-  Progress bar("train", total * o_.batch, o_.quiet);
-  const int64_t first = progress_.step;
+  // The last batch of an epoch may be smaller.
+  const auto images_until = [&](int64_t step) { return step / per_epoch * loader.images() + std::min(step % per_epoch * o_.batch, loader.images()); };
+  Progress bar("train", images_until(total), o_.quiet, images_until(progress_.step));
+  const double seconds_before = report_.seconds["qat_train"];
   int64_t images = 0;
   while (progress_.step < total) {
     loader.seek(progress_.epoch, progress_.batch);
@@ -230,6 +232,7 @@ bool Flow::train() {
       progress_.step = info.step;
       progress_.batch = batch.index + 1;
       images += info.images;
+      report_.seconds["qat_train"] = seconds_before + bar.seconds();
       log.add(info);
       const bool stop = stop_requested.load();
       if (stop || (o_.checkpoint_every && info.step % o_.checkpoint_every == 0)) {
@@ -237,7 +240,7 @@ bool Flow::train() {
         save(Prune::yes);
         log.keep();
       }
-      bar.update((info.step - first) * o_.batch, text("loss ", std::round(info.loss * 1e4f) / 1e4f));
+      bar.update(images_until(info.step), text("loss ", std::round(info.loss * 1e4f) / 1e4f));
       if (stop) {
         bar.finish();
         say_stopped();
@@ -250,11 +253,10 @@ bool Flow::train() {
   }
   naming_last_checkpoint([&] { nn::require_finite(net_, "training"); });
   log.close();
-  report_.seconds["qat_train"] += bar.seconds();
+  log_failure_ = log.failure();
   if (images > 0) {  // else the checkpoint was that of the end
     report_.images_per_second["train_qat"] = rate(images, bar.seconds());
     report_.waiting_share = bar.seconds() > 0 ? loader.seconds_waiting() / bar.seconds() : 0.0;
-    report_.bad_records = train_set_->bad_records();
   }
   if (progress_.step > 0) save_trained();
   if (o_.average_weights > 0.0f && progress_.step > 0) sgd_->use_averages(net_.parameters());
@@ -268,6 +270,7 @@ void Flow::finish() {
   std::vector<std::string> files = io::export_quantized(*sim_, options);
   if (o_.epochs > 0) files.push_back(o_.prefix + ".log.jsonl");
   files.push_back(o_.prefix + ".summary.json");
+  report_.bad_records = train_set_->bad_places();
   write_file_atomically(path(".summary.json"), std::string_view(summary_json(report_, o_, device_.type == DeviceType::cpu ? "cpu" : "cuda", sim_->counts(), files)));
   if (!o_.dump_layers.empty()) {  // behind the results: nothing that fails here loses them
     net_.to(device_);
@@ -279,6 +282,7 @@ void Flow::finish() {
   for (const std::string& f : files) out += " " + f;
   std::printf("%s\n", out.c_str());
   DETENT_CHECK(std::fflush(stdout) == 0 && !std::ferror(stdout), "the table cannot be written to standard output; the results are in ", o_.output);
+  if (!log_failure_.empty()) say(false, text("warning: ", o_.prefix, ".log.jsonl lacks its end: ", log_failure_));
 }
 
 int Flow::run() {
@@ -319,6 +323,7 @@ int Flow::run_stages() {
     progress_ = io::load_checkpoint(resume_from_, net_, sim_.get(), *sgd_);
     report_ = Report::from_json(progress_.report);
     report_.resumed_from_step = progress_.step;
+    train_set_->leave_out(report_.bad_records);
     last_checkpoint_ = resume_from_;
     checkpoint_step_ = progress_.step;
     net_.to(device_);

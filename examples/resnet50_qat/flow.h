@@ -107,6 +107,7 @@ class Flow {
   detent::io::Progress progress_;
   std::string resume_from_, last_checkpoint_;
   int64_t checkpoint_step_ = -1;    ///< that last_checkpoint_ holds
+  std::string log_failure_;         ///< why the log lacks its end, or ""
   bool trained_ = false;            ///< what follows changes the network: it can no longer be saved
   std::string trained_checkpoint_;  ///< written at the end of training, removed when the results are there
 };
@@ -123,7 +124,7 @@ auto Flow::naming_last_checkpoint(Fn&& fn) {
 }
 
 /// A line for each step of training, for those who watch it too. What it holds behind `steps` is dropped first: a resumed log equals an uninterrupted one. A run that fails takes
-/// its log along unless it was continued, or there is a checkpoint to go on from.
+/// its log along unless it was continued, or there is a checkpoint to go on from. A line that cannot be written ends the log, with a warning, not the training.
 class TrainingLog {
  public:
   TrainingLog(std::string path, int64_t steps);
@@ -131,15 +132,19 @@ class TrainingLog {
   TrainingLog(const TrainingLog&) = delete;
   TrainingLog& operator=(const TrainingLog&) = delete;
   void add(const detent::nn::StepInfo& step);
-  void sync() { file_->sync(); }
+  void sync();
   void keep() { kept_ = true; }
   /// All of it is on the disk, and stays.
   void close();
+  /// Why its end is missing, or "".
+  const std::string& failure() const { return failure_; }
 
  private:
-  std::string path_;
+  template <class Fn>
+  void guarded(Fn&& fn);
+  std::string path_, failure_;
   bool kept_;
-  std::unique_ptr<detent::OutputFile> file_;
+  std::unique_ptr<detent::OutputFile> file_;  ///< null behind a failure
   std::chrono::steady_clock::time_point flushed_ = std::chrono::steady_clock::now();
 };
 

@@ -20,8 +20,14 @@ constexpr double kPlainInterval = 15.0, kTerminalInterval = 0.1;
 
 }  // namespace
 
-Progress::Progress(std::string label, int64_t total, bool quiet)
-    : label_(std::move(label)), total_(std::max<int64_t>(total, 1)), quiet_(quiet), terminal_(isatty(2) != 0), start_(std::chrono::steady_clock::now()), drawn_(start_) {}
+Progress::Progress(std::string label, int64_t total, bool quiet, int64_t done)
+    : label_(std::move(label)),
+      total_(std::max<int64_t>(total, 1)),
+      before_(done),
+      quiet_(quiet),
+      terminal_(isatty(2) != 0),
+      start_(std::chrono::steady_clock::now()),
+      drawn_(start_) {}
 
 Progress::~Progress() { finish(); }
 
@@ -43,7 +49,7 @@ void Progress::update(int64_t done, const std::string& note) {
 }
 
 void Progress::draw(int64_t done, const std::string& note, bool last) {
-  const double s = seconds(), rate = s > 0 ? static_cast<double>(done) / s : 0.0;
+  const double s = seconds(), rate = s > 0 ? static_cast<double>(done - before_) / s : 0.0;
   const double left = rate > 0 ? static_cast<double>(total_ - done) / rate : 0.0;
   char line[256];
   const std::string time = last ? clock_text(s) : clock_text(left) + " left";

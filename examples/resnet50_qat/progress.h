@@ -9,7 +9,8 @@ namespace qat {
 
 class Progress {
  public:
-  Progress(std::string label, int64_t total, bool quiet);
+  /// `done` units are those of an earlier run: they count, but not in the rate.
+  Progress(std::string label, int64_t total, bool quiet, int64_t done = 0);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -22,7 +23,7 @@ class Progress {
  private:
   void draw(int64_t done, const std::string& note, bool last);
   std::string label_;
-  int64_t total_;
+  int64_t total_, before_;
   bool quiet_, terminal_;
   int64_t done_ = 0;
   std::string note_;

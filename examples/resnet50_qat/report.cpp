@@ -30,6 +30,8 @@ std::string Report::to_json() const {
   j["images_per_second"] = images_per_second;
   j["images"] = images;
   j["train_files"] = train_files;
+  j["waiting_share"] = waiting_share;
+  for (const detent::io::RecordPlace& bad : bad_records) j["bad_records"].push_back({bad.file, bad.offset});
   j["unseen"] = unseen;
   if (!rounded.empty()) j["adaround"] = json_of(rounded);
   return j.dump();
@@ -45,6 +47,8 @@ Report Report::from_json(const std::string& text) {
     r.images_per_second = j.at("images_per_second").get<std::map<std::string, double>>();
     r.images = j.at("images").get<std::map<std::string, int64_t>>();
     r.train_files = j.value("train_files", int64_t{0});
+    r.waiting_share = j.value("waiting_share", 0.0);
+    for (const Json& bad : j.value("bad_records", Json::array())) r.bad_records.push_back({bad.at(0), bad.at(1)});
     r.unseen = j.at("unseen").get<std::vector<std::string>>();
     for (const Json& l : j.value("adaround", Json::array())) r.rounded.push_back({l.at("layer"), l.at("weights"), l.at("moved"), l.at("error_nearest"), l.at("error_learned")});
     return r;
@@ -122,7 +126,7 @@ std::string summary_json(const Report& r, const Options& o, const std::string& d
   j["seconds"] = r.seconds;
   j["images_per_second"] = r.images_per_second;
   j["share_of_training_waiting_for_data"] = r.waiting_share;
-  j["bad_records_skipped"] = r.bad_records;
+  j["bad_records_skipped"] = r.bad_records.size();
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   j["peak_rss_bytes"] = static_cast<int64_t>(usage.ru_maxrss) * 1024;

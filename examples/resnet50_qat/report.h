@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "detent/io/data/dataset.h"
 #include "detent/nn/train.h"
 #include "detent/quant/learned_rounding.h"
 #include "detent/quant/sensitivity.h"
@@ -23,7 +24,7 @@ struct Report {
   std::vector<detent::quant::Sensitivity> sensitivities;  ///< the noisiest first
   int64_t resumed_from_step = 0;
   int64_t train_files = 0;  ///< that hold the images of "train"
-  int64_t bad_records = 0;
+  std::vector<detent::io::RecordPlace> bad_records;  ///< of "train", left out
 
   std::string to_json() const;
   /// Throws detent::Error for text that to_json() did not write.

@@ -99,17 +99,42 @@ TrainingLog::~TrainingLog() {
   }
 }
 
+template <class Fn>
+void TrainingLog::guarded(Fn&& fn) {
+  if (!file_) return;
+  const int64_t whole = file_->offset();
+  try {
+    fn();
+  } catch (const Error& e) {
+    failure_ = e.what();
+    try {
+      file_->truncate(whole);  // without the half of a line
+    } catch (const Error&) {
+    }
+    file_.reset();
+    say(false, text("warning: training goes on without its log: ", failure_));
+  }
+}
+
 void TrainingLog::add(const nn::StepInfo& step) {
-  file_->write(nlohmann::ordered_json{{"step", step.step}, {"loss", step.loss}, {"lr", step.learning_rate}}.dump() + "\n");
-  const auto now = std::chrono::steady_clock::now();
-  if (now - flushed_ < std::chrono::seconds(1)) return;
-  file_->flush();
-  flushed_ = now;
+  guarded([&] {
+    file_->write(nlohmann::ordered_json{{"step", step.step}, {"loss", step.loss}, {"lr", step.learning_rate}}.dump() + "\n");
+    const auto now = std::chrono::steady_clock::now();
+    if (now - flushed_ < std::chrono::seconds(1)) return;
+    file_->flush();
+    flushed_ = now;
+  });
+}
+
+void TrainingLog::sync() {
+  guarded([&] { file_->sync(); });
 }
 
 void TrainingLog::close() {
-  file_->sync();
-  file_->close();
+  guarded([&] {
+    file_->sync();
+    file_->close();
+  });
   kept_ = true;
 }
 
@@ -122,6 +147,7 @@ std::string Flow::options_key() const {
 std::string Flow::checkpoint_path() const { return join_path(o_.output, io::checkpoint_name(o_.prefix, progress_.step)); }
 
 void Flow::save(Prune prune) {
+  report_.bad_records = train_set_->bad_places();
   progress_.report = report_.to_json();
   const std::string file = checkpoint_path();
   naming_last_checkpoint([&] { io::save_checkpoint(file, net_, sim_.get(), *sgd_, progress_); });
@@ -194,6 +220,8 @@ std::string Flow::obstacle(const io::Progress& then, const Json& now) const {
   if (trained_on != report.images.end() && (trained_on->second != images || (report.train_files && report.train_files != files)))
     return text("it was trained on ", trained_on->second, " images", report.train_files ? text(" in ", report.train_files, " files") : "", ", --data ", o_.data, " now has ", images, " in ", files,
                 "; give the same data");
+  if (const auto bad = static_cast<int64_t>(report.bad_records.size()); bad > o_.skip_bad_records)
+    return text(bad, bad == 1 ? " broken record was" : " broken records were", " left out before it, --skip-bad-records ", o_.skip_bad_records, " allows fewer; give at least ", bad);
   if (o_.epochs == 0) return text("it holds ", then.step, " steps of training, which --epochs 0 would export as they are; --max-steps ", then.step, " ends there in order");
   if (then.step > total_steps())
     return text("it holds ", then.step, " steps, --epochs ", o_.epochs, o_.max_steps ? text(" and --max-steps ", o_.max_steps) : "", " ask for ", total_steps(), "; give at least ", then.step,

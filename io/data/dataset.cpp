@@ -165,6 +165,7 @@ struct TfRecordDataset::Impl {
   mutable std::mutex bad_mutex;
   mutable std::set<std::pair<size_t, int64_t>> bad;  // file and offset: a record met again is not counted again
 
+  std::string name(size_t file) const { return paths[file].substr(paths[file].rfind('/') + 1); }
   int64_t offset(Place p) const { return static_cast<int64_t>(indexes[p.file].offsets[static_cast<size_t>(p.index)]); }
   int64_t end(Place p) const { return static_cast<int64_t>(indexes[p.file].offsets[static_cast<size_t>(p.index) + 1]); }
 
@@ -207,6 +208,22 @@ int64_t TfRecordDataset::files() const { return static_cast<int64_t>(impl_->path
 int64_t TfRecordDataset::bad_records() const {
   std::lock_guard lock(impl_->bad_mutex);
   return static_cast<int64_t>(impl_->bad.size());
+}
+
+std::vector<RecordPlace> TfRecordDataset::bad_places() const {
+  std::lock_guard lock(impl_->bad_mutex);
+  std::vector<RecordPlace> places;
+  for (const auto& [file, offset] : impl_->bad) places.push_back({impl_->name(file), offset});
+  return places;
+}
+
+void TfRecordDataset::leave_out(const std::vector<RecordPlace>& places) {
+  std::lock_guard lock(impl_->bad_mutex);
+  for (const RecordPlace& p : places) {
+    for (size_t f = 0; f < impl_->paths.size(); ++f) {
+      if (impl_->name(f) == p.file) impl_->bad.insert({f, p.offset});
+    }
+  }
 }
 
 std::string TfRecordDataset::where(int64_t record) const {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "detent/io/data/jpeg.h"
 #include "detent/io/data/tfrecord.h"
@@ -31,6 +32,12 @@ class Dataset {
   virtual void report_bad(int64_t record, const std::string& message) const;
 };
 
+/// A record by its file's name, without the folder, and its offset there.
+struct RecordPlace {
+  std::string file;
+  int64_t offset = 0;
+};
+
 struct TfRecordOptions {
   /// So many files are read in turns when records come unshuffled; 0: ten for train, one (file after file) for others.
   int64_t interleave = 0;
@@ -51,7 +58,10 @@ class TfRecordDataset final : public Dataset {
   std::string where(int64_t record) const override;
   void report_bad(int64_t record, const std::string& message) const override;
   int64_t files() const;
-  int64_t bad_records() const;  ///< left out so far
+  int64_t bad_records() const;                   ///< left out so far
+  std::vector<RecordPlace> bad_places() const;  ///< where those are
+  /// Counts records that an earlier run left out, whatever skip_bad_records allows; they are not reported again when they are met. Those of other files are ignored.
+  void leave_out(const std::vector<RecordPlace>& places);
 
  private:
   struct Impl;

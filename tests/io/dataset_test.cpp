@@ -201,6 +201,16 @@ TEST_CASE("broken records are errors, or counted, reported once and skipped up t
   REQUIRE(log.size() == 2);
   CHECK_CONTAINS(log[0], "skipped: ");
   CHECK_CONTAINS(log[1], text("offset ", 2 * size));
+  // A later run knows them.
+  log.clear();
+  auto later = std::make_shared<TfRecordDataset>(dir.path(), "train", options(2));
+  later->leave_out(two->bad_places());
+  later->leave_out({{"train-9", 0}});
+  CHECK(later->bad_records() == 2);
+  Loader knowing(later, lo);
+  CHECK(labels(knowing, 0).size() == 7);
+  CHECK(later->bad_records() == 2);
+  CHECK(log.size() == 1);  // the cut one, when the file was opened
 }
 
 TEST_CASE("a failing disk is an error with file and offset, even where records may be skipped") {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "detent/io/checkpoint.h"
 #include "detent/io/data/example.h"
 #include "detent/io/data/jpeg.h"
 #include "detent/io/data/tfrecord.h"
@@ -117,6 +118,56 @@ TEST_CASE("a_record_that_cannot_be_read_costs_none_of_the_steps_before_it") {
   INFO(rest.err);
   REQUIRE(rest.code == 0);
   same_results(w, "whole", "parts");
+  CHECK(summary(w, "parts").at("bad_records_skipped") == 1);
+}
+
+TEST_CASE("broken_records_and_times_are_counted_over_all_parts_of_a_run") {
+  const Workshop w;
+  const std::string train = (w / "data") + "/train-00000-of-00002";
+  std::string broken = slurp(train);
+  io::append_tfrecord(broken, io::serialize_example("no image", 1, 32, 32));
+  spill(train, broken);
+  // 49 records in 4 steps an epoch; each meets the broken one.
+  const Arguments brief{"--eval-samples", "8", "--batch", "16", "--calibration-samples", "1", "--checkpoint-every", "4", "--epochs", "2"};
+  REQUIRE(w.run(w.good("a") + brief + Arguments{"--max-steps", "4", "--skip-bad-records", "1"}).code == 0);
+  const auto report = nlohmann::json::parse(io::read_progress((w / "a") + "/m.step-4.ckpt").report);
+  CHECK(report.at("bad_records").size() == 1);
+  CHECK(report.at("seconds").at("qat_train").get<double>() > 0.0);
+  const Outcome fewer = w.run(w.good("a") + brief + Arguments{"--resume", "auto"});
+  CHECK(fewer.code == 2);
+  CHECK_CONTAINS(fewer.err, "1 broken record was left out before it, --skip-bad-records 0 allows fewer");
+  Arguments loud = w.good("a") + brief + Arguments{"--resume", "auto", "--skip-bad-records", "1"};
+  loud.erase(std::find(loud.begin(), loud.end(), "--quiet"));
+  const Outcome rest = w.run(loud);
+  INFO(rest.err);
+  REQUIRE(rest.code == 0);
+  CHECK(rest.err.find("skipped: ") == std::string::npos);  // told once
+  CHECK_CONTAINS(rest.err, "train: 98 of 98 images");
+  CHECK(summary(w, "a").at("bad_records_skipped") == 1);
+  CHECK(summary(w, "a").at("seconds").at("qat_train") > report.at("seconds").at("qat_train"));
+}
+
+TEST_CASE("a_log_that_cannot_be_written_does_not_end_training") {
+  const Workshop w;
+  const std::string log = (w / "a") + "/m.log.jsonl";
+  Process p(w.good("a") + Arguments{"--epochs", "100000", "--batch", "1", "--eval-samples", "8"}, w / "stdout", w / "stderr");
+  const auto limit_files = [&](rlim_t bytes) {
+    const rlimit limit{bytes, RLIM_INFINITY};
+    REQUIRE(p.limit(RLIMIT_FSIZE, limit) == 0);
+  };
+  constexpr rlim_t kBytes = 1500;  // the warning has room
+  while (p.running() && (!file_exists(log) || slurp(log).size() <= kBytes)) std::this_thread::sleep_for(kPoll);
+  limit_files(kBytes);
+  while (p.running() && slurp(w / "stderr").empty()) std::this_thread::sleep_for(kPoll);
+  limit_files(RLIM_INFINITY);
+  CHECK(p.running());
+  const size_t steps = steps_in(log).size();
+  p.send(SIGTERM);
+  const Outcome o = p.wait();
+  CHECK(o.code == 3);
+  CHECK_CONTAINS(o.err, "warning: training goes on without its log: cannot write " + log);
+  CHECK_CONTAINS(o.err, "continue with --resume ");
+  CHECK(steps_in(log).size() == steps);
 }
 
 TEST_CASE("a_terminal_that_closes_and_a_pipe_that_nobody_reads_save_first") {

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,6 +56,7 @@ class Process {
     return ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
   }
   void send(int signal) { ::kill(pid_, signal); }
+  int limit(__rlimit_resource resource, const rlimit& limit) const { return ::prlimit(pid_, resource, &limit, nullptr); }
   void kill_now() { send(SIGKILL); }
 
  private:
