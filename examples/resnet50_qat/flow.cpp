@@ -75,25 +75,28 @@ void Flow::fold() {
   const auto folded = nn::fold_batch_norms(net_);
   if (!folded.empty()) say(o_.quiet, text("folded ", folded.size(), " batch norms"));
   if (o_.equalize == "no") return;
-  DETENT_CHECK(encodings_.params.empty() && encodings_.activations.empty(), "--equalize ", o_.equalize, ": ", o_.arch, " has grids of the network as it is; leave one of them out");
   net_.to(Device{});
   const quant::Equalized equalized = quant::equalize_layers(net_, {.relu6_as_relu = o_.equalize == "relu6"});
   net_.to(device_);
   say(o_.quiet, text("equalized ", equalized.sets.size(), " sets of layers", equalized.relus.empty() ? "" : text("; ", equalized.relus.size(), " clips became ReLUs")));
 }
 
+quant::QuantSimOptions Flow::sim_options() const {
+  return {.scheme = o_.scheme,
+          .param_bits = o_.param_bits,
+          .output_bits = o_.output_bits,
+          .first_last_bits = o_.first_last_bits,
+          .param_format = o_.param_format,
+          .output_format = o_.output_format,
+          .config = config_,
+          .range_rule = o_.range_rule,
+          .range_learning_rate = o_.range_lr_scale,
+          .estimator = {.percentile = o_.percentile}};
+}
+
 void Flow::quantize() {
   net_.set_products(o_.products == "floats" ? Products::floats : Products::integers);
-  sim_ = std::make_unique<quant::QuantSim>(net_, quant::QuantSimOptions{.scheme = o_.scheme,
-                                                                        .param_bits = o_.param_bits,
-                                                                        .output_bits = o_.output_bits,
-                                                                        .first_last_bits = o_.first_last_bits,
-                                                                        .param_format = o_.param_format,
-                                                                        .output_format = o_.output_format,
-                                                                        .config = config_,
-                                                                        .range_rule = o_.range_rule,
-                                                                        .range_learning_rate = o_.range_lr_scale,
-                                                                        .estimator = {.percentile = o_.percentile}});
+  sim_ = std::make_unique<quant::QuantSim>(net_, sim_options());
   const quant::QuantizerCounts n = sim_->counts();
   say(o_.quiet, text("placed ", n.weight, " weight, ", n.activation, " activation and ", n.bias, " bias quantizers"));
   if (n.weight + n.activation + n.bias == 0) say(false, "warning: the configuration leaves nothing quantized");
@@ -142,8 +145,6 @@ void Flow::load_ranges() {
     ++loaded;
     if (!o_.freeze_encodings && !e->is_float && quant::learns_ranges(p.quantizer->spec().scheme) && !p.quantizer->spec().keep_frozen) p.quantizer->learn();
   }
-  DETENT_CHECK(loaded > 0, "--encodings ", o_.encodings, ": none of its ", map.activations.size() + map.params.size(),
-               " entries is a quantizer of this network; --print-quantizers lists those");
   warn_of_strangers(map);
   say(o_.quiet, text("loaded ", loaded, " of ", sim_->placements().size(), " ranges from ", o_.encodings));
 }
@@ -290,9 +291,8 @@ int Flow::run() {
     return run_stages();
   } catch (const Stopped&) {
     const bool saved = checkpoint_step_ == progress_.step;
-    if (trained_ && !saved) {
-      say(false, "stopped behind the training, of which no checkpoint could be written: nothing is saved");
-    } else if (progress_.step > 0) {
+    DETENT_CHECK(saved || !trained_, "stopped behind the training, of which no checkpoint could be written: nothing is saved; make room in ", o_.output, " and run again");
+    if (progress_.step > 0) {
       if (!saved) save(Prune::yes);
       say_stopped();
     } else {
@@ -319,6 +319,7 @@ int Flow::run_stages() {
     nn::initialize(net_);  // the checkpoint overwrites it, but folding looks at values
     fold();
     quantize();
+    require_writable_widths(*sim_);
     if (o_.correct_biases > 0) quant::ensure_biases(net_);  // layers had none beside the batch norms left in
     progress_ = io::load_checkpoint(resume_from_, net_, sim_.get(), *sgd_);
     report_ = Report::from_json(progress_.report);
@@ -331,6 +332,9 @@ int Flow::run_stages() {
   } else {
     using Clock = std::chrono::steady_clock;
     const auto since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+    DETENT_CHECK(o_.built_in() || o_.imported() || !o_.weights.empty(), "--resume ", o_.resume, ": there is no checkpoint in ", o_.output,
+                 "; also give --weights with the trained float network to start from");
+    rehearse();
     auto start = Clock::now();
     load_float_weights(net_);
     net_.to(device_);

@@ -29,7 +29,7 @@ extern std::atomic<bool> stop_requested;
 struct Stopped {};
 void stop_if_asked();
 
-/// The process was asked to stop and did so in order; its work is in a checkpoint.
+/// The process was asked to stop and did so in order; what was trained is in a checkpoint.
 inline constexpr int kExitStopped = 3;
 
 class TrainingLog;
@@ -53,6 +53,7 @@ class Flow {
   detent::io::LoaderOptions calibration_options(int64_t images) const;
   detent::nn::Accuracy validate(const std::string& stage);
   void fold();
+  detent::quant::QuantSimOptions sim_options() const;
   void quantize();
   void calibrate();
   void load_ranges();
@@ -65,6 +66,9 @@ class Flow {
   void warn_of_strangers(const detent::quant::EncodingMap& map) const;
   void fold_to_scale();
   void check_integers();
+  void require_writable_widths(const detent::quant::QuantSim& sim) const;
+  void require_integers(detent::nn::Graph& net) const;
+  void rehearse() const;
   template <class Fn>
   void on_integers(Fn&& fn);
   void evaluate_integers();

@@ -82,12 +82,11 @@ void Flow::correct_biases() {
   say(o_.quiet, text("corrected the biases of ", corrected, " layers"));
 }
 
-// Integer execution refuses some networks: told before they train.
+// Integer execution refuses some ranges: told before they train.
 void Flow::check_integers() {
   if (!o_.int8_eval) return;
   net_.to(Device{});
-  net_.set_execution(nn::Graph::Execution::integer);
-  net_.set_execution(nn::Graph::Execution::planned);
+  require_integers(net_);
   net_.to(device_);
 }
 

@@ -33,6 +33,8 @@ void Flow::import_network() {
   io::OnnxNetwork imported = io::load_onnx(o_.arch, {.image_size = o_.image_size});
   net_ = std::move(imported.graph);
   encodings_ = std::move(imported.encodings);
+  DETENT_CHECK(o_.equalize == "no" || (encodings_.params.empty() && encodings_.activations.empty()), "--equalize ", o_.equalize, ": ", o_.arch,
+               " has grids of the network as it is; leave one of them out");
   DETENT_CHECK(net_.inputs().size() == 1, "--arch ", o_.arch, ": it has ", net_.inputs().size(), " inputs, one image is given");
   const Shape in = net_.value(net_.inputs()[0]).shape, out = net_.value(net_.scores()).shape;
   DETENT_CHECK(in.rank() == 4 && in[1] == in[2] && in[3] == 3, "--arch ", o_.arch, ": its input is ", in, "; square images of three channels are given");

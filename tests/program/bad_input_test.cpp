@@ -131,6 +131,36 @@ TEST_CASE("bad_options") {
            });
 }
 
+// A validation set that cannot be read: what is told was found before it was looked at.
+TEST_CASE("options_that_do_not_fit_the_network_are_told_before_any_work") {
+  const Workshop w;
+  const std::string data = data_folder(w, "unread", frame(example_of(1)));
+  spill(data + "/valid-0", frame("hello, world"));
+  spill(w / "layer.json", R"({"defaults": {"ops": {"is_output_quantized": "True"}}, "overrides": [{"name": "layer9.0.conv1", "output_bitwidth": 4}]})");
+  spill(w / "five.json", R"({"defaults": {"ops": {"is_output_quantized": "True"}}, "overrides": [{"name": "layer1.0.conv1", "output_bitwidth": 5}]})");
+  spill(w / "other.encodings", R"({"version": "1.0.0", "activation_encodings": [{"name": "elsewhere", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 8, "is_sym": false, "scale": [0.5], "offset": [-3]}],
+    "param_encodings": []})");
+  spill(w / "four.encodings", R"({"version": "1.0.0", "activation_encodings": [{"name": "conv1", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 4, "is_sym": false, "scale": [0.5], "offset": [-3]}],
+    "param_encodings": [{"name": "conv1.weight", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 4, "is_sym": true, "scale": [0.5], "offset": [-8]}]})");
+  const auto row = [&](const char* what, const Arguments& arguments, std::vector<std::string> mentions) { return Bad{what, Arguments{"--data", data} + arguments, std::move(mentions)}; };
+  check(w, {
+               row("the data itself", {}, {"unread/valid-0"}),
+               row("a pattern that matches nothing", {"--config", w / "layer.json"}, {"layer.json", "layer9.0.conv1"}),
+               row("ranges of another network", {"--encodings", w / "other.encodings"}, {"--encodings", "none of its 1 entries"}),
+               row("ranges of other widths", {"--encodings", w / "four.encodings"}, {"conv1.weight: 4 bits in the file, 8 here"}),
+               row("integers of 16 bits", {"--output-bw", "16", "--int8-eval"}, {"--int8-eval: ", "a code is a byte", "; and "}),
+               row("3 bits in a format without", {"--encodings-version", "2.0.0", "--param-bw", "3"}, {"--encodings-version 2.0.0", "3 bits", "write 1.0.0"}),
+               row("5 bits of an override", {"--encodings-version", "2.0.0", "--config", w / "five.json"}, {"--encodings-version 2.0.0", "5 bits"}),
+           });
+  Arguments unweighted = w.good("out") + Arguments{"--resume", "auto", "--data", data};
+  unweighted.erase(std::find(unweighted.begin(), unweighted.end(), "--weights"), std::find(unweighted.begin(), unweighted.end(), "--weights") + 2);
+  const Outcome nowhere = w.run(unweighted);
+  CHECK(nowhere.code == 2);
+  CHECK_CONTAINS(nowhere.err, "--resume auto: there is no checkpoint in ");
+  const Outcome o = w.run(w.good("out") + Arguments{"--data", data, "--output-bw", "16", "--int8-eval"});
+  CHECK(o.err.size() < 800);
+}
+
 TEST_CASE("devices_that_cannot_be_used") {
   const Workshop w;
   ::setenv("DETENT_CUDA_MODULE", DETENT_HOST_MODULE, 1);
