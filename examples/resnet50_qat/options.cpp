@@ -125,11 +125,11 @@ void check(const Options& o, int threads) {
 bool parse(int argc, char** argv, Options& o, std::string& out) {
   CLI::App app(
       "Quantization-aware training with learned ranges: float accuracy, batch-norm folding, calibration, quantized accuracy, training, export.\n"
-      "Without --data a small built-in data set is made and ResNet-50 is trained on it first.",
+      "Without --data a small built-in data set is made, and the network of --arch trained on it first; both are kept in $XDG_CACHE_HOME/detent (~/.cache/detent).",
       "resnet50_qat");
   app.footer(
       "Ctrl-C, SIGTERM or a closed terminal (SIGHUP): the training step in progress is finished and saved; --resume auto goes on to the same bits. A second one ends at once.\n"
-      "Exit code: 0 done, 2 wrong usage or input, 3 stopped as asked, work saved.");
+      "Exit code: 0 done; 2 wrong usage or input; 3 stopped as asked, what was trained is in a checkpoint (before the first step there is nothing to save).");
   std::string scheme(detent::quant::to_string(o.scheme)), rule(to_string(o.range_rule)), preprocess, batch_norm = "fold";
   std::string int32_bias = "auto", param_type = "int", output_type = "int";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -137,7 +137,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--data", o.data, "folder of TFRecords train*, valid* (image/encoded, image/class/label)");
   app.add_option("--arch", o.arch,
                  "resnet50-v1 (Keras), resnet50-v1.5 (torchvision), resnet34, resnet18, resnet20-cifar10, mobilenet-v2, mobilenet-v2-cifar10; or FILE.onnx, weights included");
-  app.add_option("--weights", o.weights, "trained float weights (safetensors, ONNX, Keras .h5)");
+  app.add_option("--weights", o.weights, "trained float weights (safetensors, ONNX, Keras .h5); needed with --data, unless --arch is an ONNX file");
   app.add_option("--label-offset", o.label_offset, "subtracted from the stored labels");
   app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N");
   app.add_option("--precision", o.precision,
@@ -289,6 +289,8 @@ std::string resume_key(const Options& o) {
   if (o.correct_biases > 0) key["correct-biases"] = o.correct_biases;
   if (o.first_last_bits != 0) key["first-last-bw"] = o.first_last_bits;
   if (o.distill > 0.0f) key["distill"] = o.distill, key["distill-temperature"] = o.distill_temperature, key["weights"] = o.weights;  // the teacher's
+  if (o.distill > 0.0f && o.built_in()) key["float-steps"] = o.float_steps;
+  if (o.keep_batch_norm) key["reestimate-bn"] = o.reestimate_bn;
   if (o.products != "integers") key["products"] = o.products;
   if (o.precision != "tf32") key["precision"] = o.precision;
   return key.dump();

@@ -51,10 +51,13 @@ std::string shown(const Json& value) { return value.is_number_float() ? text(val
 // What a checkpoint is not compared by: files are told by their contents; how many records may be broken changes no step (older checkpoints name it).
 bool is_compared(const std::string& key) { return key != "files" && key != "skip-bad-records"; }
 
+// Older checkpoints do not say, whatever it was.
+bool may_lack(const std::string& key) { return key == "float-steps" || key == "reestimate-bn"; }
+
 // Why a run cannot go on from a checkpoint that was written with other options, or "".
 std::string difference(const Json& then, const Json& now) {
   for (const auto& [key, value] : now.items()) {
-    if (!is_compared(key) || (then.contains(key) && then[key] == value)) continue;
+    if (!is_compared(key) || (then.contains(key) ? then[key] == value : may_lack(key))) continue;
     return text("it was written ", then.contains(key) ? text("with --", key, " ", shown(then[key])) : text("without --", key), ", this run has ", shown(value), "; give the same options");
   }
   for (const auto& [key, value] : then.items()) {

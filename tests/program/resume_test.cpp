@@ -71,6 +71,39 @@ TEST_CASE("biases_that_only_their_correction_made_are_resumed") {
   INFO(o.err);
   REQUIRE(o.code == 0);
   for (const char* name : {"/m.safetensors", "/m.encodings", "/m.qdq.onnx"}) CHECK(slurp((w / "whole") + name) == slurp((w / "again") + name));
+
+  CHECK(summary(w, "whole").at("options").at("reestimate-bn") == 2);
+  const Outcome other = w.run(w.good("again") + corrected + Arguments{"--reestimate-bn", "3", "--resume", (w / "whole") + "/m.step-2.ckpt"});
+  CHECK(other.code == 2);
+  CHECK_CONTAINS(other.err, "--reestimate-bn 2, this run has 3");
+  // A checkpoint of before that was compared, and skip-bad-records was.
+  io::Sections sections = io::read_checkpoint_file((w / "whole") + "/m.step-2.ckpt");
+  auto progress = nlohmann::json::parse(sections["progress"]);
+  auto options = nlohmann::json::parse(progress.at("options").get<std::string>());
+  REQUIRE(options.erase("reestimate-bn") == 1);
+  options["skip-bad-records"] = 7;
+  progress["options"] = options.dump();
+  sections["progress"] = progress.dump();
+  io::write_checkpoint_file(w / "old.ckpt", sections);
+  const Outcome old = w.run(w.good("again") + corrected + Arguments{"--resume", w / "old.ckpt"});
+  INFO(old.err);
+  CHECK(old.code == 0);
+}
+
+TEST_CASE("a_stop_that_cannot_save_what_was_trained_is_an_error") {
+  const Workshop w;
+  const std::string valid = (w / "data") + "/valid-00000-of-00001", once = slurp(valid);
+  std::string many;
+  for (int i = 0; i < 60; ++i) many += once;
+  spill(valid, many);  // time to be stopped in
+  make_folders((w / "a") + "/m.step-2.ckpt");
+  Process p(w.good("a") + Arguments{"--max-steps", "2"}, w / "stdout", w / "stderr");
+  while (p.running() && slurp(w / "stderr").empty()) std::this_thread::sleep_for(kPoll);
+  p.send(SIGTERM);
+  const Outcome o = p.wait();
+  CHECK(o.code == 2);
+  CHECK_CONTAINS(o.err, "warning: the trained network has no checkpoint until it is exported");
+  CHECK_CONTAINS(o.err, "error: stopped behind the training");
 }
 
 TEST_CASE("a_checkpoint_that_was_given_stays_however_its_path_is_spelled") {
