@@ -57,7 +57,7 @@ int lock(int fd) {
 }
 
 bool is_named(int fd, const std::string& path) {
-  struct stat mine {}, named {};
+  struct stat mine, named;
   return ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &named) == 0 && mine.st_dev == named.st_dev && mine.st_ino == named.st_ino;
 }
 

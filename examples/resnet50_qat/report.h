@@ -23,7 +23,7 @@ struct Report {
   std::vector<detent::quant::RoundedLayer> rounded;       ///< by --adaround
   std::vector<detent::quant::Sensitivity> sensitivities;  ///< the noisiest first
   int64_t resumed_from_step = 0;
-  int64_t train_files = 0;  ///< that hold the images of "train"
+  int64_t train_files = 0;                           ///< that hold the images of "train"
   std::vector<detent::io::RecordPlace> bad_records;  ///< of "train", left out
 
   std::string to_json() const;

@@ -221,14 +221,15 @@ std::string Flow::obstacle(const io::Progress& then, const Json& now) const {
   const auto trained_on = report.images.find("train");
   // Older checkpoints do not know of files.
   if (trained_on != report.images.end() && (trained_on->second != images || (report.train_files && report.train_files != files)))
-    return text("it was trained on ", trained_on->second, " images", report.train_files ? text(" in ", report.train_files, " files") : "", ", --data ", o_.data, " now has ", images, " in ", files,
-                "; give the same data");
+    return text("it was trained on ", trained_on->second, " images", report.train_files ? text(" in ", report.train_files, " files") : "", ", --data ", o_.data, " now has ",
+                images, " in ", files, "; give the same data");
   if (const auto bad = static_cast<int64_t>(report.bad_records.size()); bad > o_.skip_bad_records)
-    return text(bad, bad == 1 ? " broken record was" : " broken records were", " left out before it, --skip-bad-records ", o_.skip_bad_records, " allows fewer; give at least ", bad);
+    return text(bad, bad == 1 ? " broken record was" : " broken records were", " left out before it, --skip-bad-records ", o_.skip_bad_records, " allows fewer; give at least ",
+                bad);
   if (o_.epochs == 0) return text("it holds ", then.step, " steps of training, which --epochs 0 would export as they are; --max-steps ", then.step, " ends there in order");
   if (then.step > total_steps())
-    return text("it holds ", then.step, " steps, --epochs ", o_.epochs, o_.max_steps ? text(" and --max-steps ", o_.max_steps) : "", " ask for ", total_steps(), "; give at least ", then.step,
-                " or an earlier checkpoint");
+    return text("it holds ", then.step, " steps, --epochs ", o_.epochs, o_.max_steps ? text(" and --max-steps ", o_.max_steps) : "", " ask for ", total_steps(), "; give at least ",
+                then.step, " or an earlier checkpoint");
   return {};
 }
 

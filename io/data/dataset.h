@@ -58,7 +58,7 @@ class TfRecordDataset final : public Dataset {
   std::string where(int64_t record) const override;
   void report_bad(int64_t record, const std::string& message) const override;
   int64_t files() const;
-  int64_t bad_records() const;                   ///< left out so far
+  int64_t bad_records() const;                  ///< left out so far
   std::vector<RecordPlace> bad_places() const;  ///< where those are
   /// Counts records that an earlier run left out, whatever skip_bad_records allows; they are not reported again when they are met. Those of other files are ignored.
   void leave_out(const std::vector<RecordPlace>& places);

@@ -138,11 +138,15 @@ TEST_CASE("options_that_do_not_fit_the_network_are_told_before_any_work") {
   spill(data + "/valid-0", frame("hello, world"));
   spill(w / "layer.json", R"({"defaults": {"ops": {"is_output_quantized": "True"}}, "overrides": [{"name": "layer9.0.conv1", "output_bitwidth": 4}]})");
   spill(w / "five.json", R"({"defaults": {"ops": {"is_output_quantized": "True"}}, "overrides": [{"name": "layer1.0.conv1", "output_bitwidth": 5}]})");
-  spill(w / "other.encodings", R"({"version": "1.0.0", "activation_encodings": [{"name": "elsewhere", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 8, "is_sym": false, "scale": [0.5], "offset": [-3]}],
+  spill(w / "other.encodings",
+        R"({"version": "1.0.0", "activation_encodings": [{"name": "elsewhere", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 8, "is_sym": false, "scale": [0.5], "offset": [-3]}],
     "param_encodings": []})");
-  spill(w / "four.encodings", R"({"version": "1.0.0", "activation_encodings": [{"name": "conv1", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 4, "is_sym": false, "scale": [0.5], "offset": [-3]}],
+  spill(w / "four.encodings",
+        R"({"version": "1.0.0", "activation_encodings": [{"name": "conv1", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 4, "is_sym": false, "scale": [0.5], "offset": [-3]}],
     "param_encodings": [{"name": "conv1.weight", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 4, "is_sym": true, "scale": [0.5], "offset": [-8]}]})");
-  const auto row = [&](const char* what, const Arguments& arguments, std::vector<std::string> mentions) { return Bad{what, Arguments{"--data", data} + arguments, std::move(mentions)}; };
+  const auto row = [&](const char* what, const Arguments& arguments, std::vector<std::string> mentions) {
+    return Bad{what, Arguments{"--data", data} + arguments, std::move(mentions)};
+  };
   check(w, {
                row("the data itself", {}, {"unread/valid-0"}),
                row("a pattern that matches nothing", {"--config", w / "layer.json"}, {"layer.json", "layer9.0.conv1"}),
