@@ -98,6 +98,10 @@ std::vector<double> least_weight_scales(const IntegerLayer& l) {
   return least;
 }
 
+void protect_accumulators(Graph& graph) {
+  for (const IntegerLayer& layer : integer_layers(graph)) layer.weight_quantizer->require_scales(least_weight_scales(layer));
+}
+
 Encoding bias_encoding(const IntegerLayer& l) {
   Encoding e;
   e.name = l.bias->name;

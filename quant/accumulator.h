@@ -28,6 +28,9 @@ std::vector<IntegerLayer> integer_layers(nn::Graph& graph);
 /// int32, the requantization factor is at least 2^-23.5, and, with inputs of at most 8 bits, no sum of products can overflow. 0 where nothing is required.
 std::vector<double> least_weight_scales(const IntegerLayer& layer);
 
+/// Asks every such layer's weight quantizer for its least scales: after calibration, and whenever weights, biases or ranges were changed behind it.
+void protect_accumulators(nn::Graph& graph);
+
 /// The int32 entry of the layer's bias: s_in * s_w per channel, or its own largest magnitude where the input has no grid.
 Encoding bias_encoding(const IntegerLayer& layer);
 

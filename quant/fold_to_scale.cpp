@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "detent/nn/layers.h"
+#include "detent/quant/accumulator.h"
 
 namespace detent::quant {
 
@@ -36,9 +37,14 @@ int next_norm(const nn::Graph& g) {
   return -1;
 }
 
-void fold_one(nn::WeightedLayer& layer, const nn::NormTerms& norm) {
-  auto* q = dynamic_cast<Quantizer*>(layer.weight.transform.get());
-  if (!q || q->is_float() || !q->calibrated()) return nn::fold_backward(layer.weight.value, layer.bias.value, norm);
+Quantizer* on_grid(nn::Parameter& p) {
+  auto* q = dynamic_cast<Quantizer*>(p.transform.get());
+  return q && !q->is_float() && q->calibrated() ? q : nullptr;
+}
+
+void fold_weight(nn::WeightedLayer& layer, const nn::NormTerms& norm) {
+  Quantizer* q = on_grid(layer.weight);
+  if (!q) return nn::fold_backward(layer.weight.value, layer.bias.value, norm);
   const QuantizerState state = q->state();
   q->grids();  // takes over what the optimizer wrote last
   q->split_channels(0, layer.weight.value.dim(0));
@@ -49,10 +55,42 @@ void fold_one(nn::WeightedLayer& layer, const nn::NormTerms& norm) {
   if (state == QuantizerState::off) q->disable();
 }
 
+// The folded bias is another one: its range is made anew, in the state that the old one had.
+void encode_bias(nn::Parameter& bias) {
+  Quantizer* q = on_grid(bias);
+  if (!q) return;
+  const QuantizerState state = q->state();
+  q->encode(bias.value);
+  if (state == QuantizerState::frozen) q->freeze();
+  if (state == QuantizerState::learning) q->learn();
+  if (state == QuantizerState::off) q->disable();
+}
+
+// Quantizers within a scope as they are when on: what protects the accumulators needs the grids of all.
+class EnabledScope {
+ public:
+  EnabledScope(QuantSim& sim, bool disabled) : sim_(sim), disabled_(disabled) {
+    if (disabled_) sim_.enable();
+  }
+  ~EnabledScope() {
+    try {
+      if (disabled_) sim_.disable();
+    } catch (const Error&) {  // of a range that is NaN, which stopped the folding already
+    }
+  }
+  EnabledScope(const EnabledScope&) = delete;
+  EnabledScope& operator=(const EnabledScope&) = delete;
+
+ private:
+  QuantSim& sim_;
+  bool disabled_;
+};
+
 }  // namespace
 
 std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(QuantSim& sim) {
   const NoGrad no_grad;
+  const EnabledScope enabled(sim, !sim.saved_states_.empty() && !sim.has_ranges());
   nn::Graph& g = sim.graph();
   std::vector<std::pair<std::string, std::string>> folded;
   for (int i = next_norm(g); i >= 0; i = next_norm(g)) {
@@ -61,8 +99,9 @@ std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(Quant
     nn::Graph::Node& node = g.nodes()[static_cast<size_t>(g.value(to).producer)];
     auto& norm = static_cast<nn::BatchNorm&>(*n.module);
     auto& layer = static_cast<nn::WeightedLayer&>(*node.module);
-    fold_one(layer, nn::norm_terms(norm.weight.value, norm.bias.value, norm.running_mean, norm.running_var, static_cast<double>(norm.options().eps)));
+    fold_weight(layer, nn::norm_terms(norm.weight.value, norm.bias.value, norm.running_mean, norm.running_var, static_cast<double>(norm.options().eps)));
     layer.ensure_bias();
+    encode_bias(layer.bias);
     folded.emplace_back(node.name, n.name);
     g.value(to).transform = g.value(from).transform;
     for (Placement& p : sim.placements_) {
@@ -79,6 +118,7 @@ std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(Quant
     g.value(from).transform = nullptr;
     g.bypass(i);
   }
+  if (!folded.empty() && sim.options().protect_accumulators) protect_accumulators(g);
   return folded;
 }
 

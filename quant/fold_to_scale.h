@@ -19,7 +19,8 @@ Range scaled_range(const Range& r, double factor);
 void fold_to_scale(Tensor& weight, Tensor& bias, std::vector<Range>& ranges, const nn::NormTerms& norm);
 
 /// After training with batch norms left in: folds every one behind a Conv or Gemm that only it reads, and scales the weight's ranges channel by channel, so
-/// that the codes stay those that were trained (but for ties, and codes -128 under a negative factor). A weight quantized per tensor becomes one per channel.
+/// that the codes stay those that were trained (but for ties, codes -128 under a negative factor, and channels whose scale the int32 accumulators ask to be
+/// larger: QuantSimOptions::protect_accumulators). A weight quantized per tensor becomes one per channel. A bias quantizer gets the range of the folded bias.
 /// The batch norm's output quantizer, where it has one, becomes the layer's. Returns (layer, batch norm) name pairs.
 std::vector<std::pair<std::string, std::string>> fold_batch_norms_to_scale(QuantSim& sim);
 

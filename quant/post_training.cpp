@@ -196,9 +196,7 @@ int64_t correct_biases(QuantSim& sim, const std::function<void()>& run) {
     const Means quantized = means_of(g, {outputs[i]}, run);
     correct(*layers[i].module, reference.at(outputs[i].id), quantized.at(outputs[i].id));
   }
-  if (sim.options().protect_accumulators) {
-    for (const IntegerLayer& layer : integer_layers(g)) layer.weight_quantizer->require_scales(least_weight_scales(layer));
-  }
+  if (sim.options().protect_accumulators) protect_accumulators(g);
   return static_cast<int64_t>(layers.size());
 }
 

@@ -130,8 +130,7 @@ void QuantSim::calibrate(const std::vector<Quantizer*>& all, const std::function
     }
   }
   DETENT_CHECK(!any || seen > 0, "compute_encodings: the callback ran no data through the network; call it on calibration batches");
-  if (!options_.protect_accumulators) return;
-  for (const IntegerLayer& layer : integer_layers(graph_)) layer.weight_quantizer->require_scales(least_weight_scales(layer));
+  if (options_.protect_accumulators) protect_accumulators(graph_);
 }
 
 QuantizerCounts QuantSim::counts() const {

@@ -171,6 +171,53 @@ TEST_CASE("fold to scale: the integer codes of the weight are those of the train
   CHECK(moved <= 1);
 }
 
+TEST_CASE("fold to scale: the folded bias fits into int32 where a channel's factor is small") {
+  for (const bool disabled : {false, true}) {
+    Net net;
+    nn::BatchNorm& norm = net.norm("block.bn1");
+    norm.weight.value.data<float>()[1] = 1e-5f;
+    norm.bias.value.data<float>()[1] = 2.0f;
+    QuantSim sim(net.graph, {.scheme = Scheme::range_learning_tf, .output_bits = 16, .config = quant::default_config("per_channel_default")});
+    calibrate(sim);
+    const Tensor x = normal({8, 6, 6, 3}, 77);
+    const Tensor before = nn::infer(net.graph, x);
+    if (disabled) sim.disable();
+    REQUIRE(quant::fold_batch_norms_to_scale(sim).size() == 2);
+    if (disabled) {
+      CHECK_FALSE(sim.has_ranges());
+      sim.enable();
+    }
+    CHECK(relative_error(before, nn::infer(net.graph, x)) < 0.01);
+    const float s_in = sim.find("input")->grids().at(0).scale;
+    CHECK(static_cast<double>(s_in * sim.find("block.conv1.weight")->grids().at(1).scale) * 2147483648.0 > 2.0);
+  }
+}
+
+TEST_CASE("fold to scale: a bias quantizer gets the folded bias's range and keeps its state") {
+  for (const Scheme scheme : {Scheme::range_learning_tf, Scheme::tf}) {
+    for (const char* state : {"as calibrated", "frozen", "learning"}) {
+      CAPTURE(std::string(state));
+      Net net;
+      auto& conv = static_cast<nn::Conv2d&>(*net.graph.find("block.conv1")->module);
+      conv.ensure_bias();
+      conv.bias.value = normal({8}, 5, 0.0, 0.05);
+      net.norm("block.bn1").bias.value = normal({8}, 6, 1.0, 0.2);
+      quant::QuantConfig config = quant::default_config("per_channel_default");
+      config.params["bias"] = {true, true};
+      QuantSim sim(net.graph, {.scheme = scheme, .config = config});
+      calibrate(sim);
+      if (std::string(state) == "frozen") sim.freeze();
+      if (std::string(state) == "learning") sim.learn();
+      const Tensor x = normal({8, 6, 6, 3}, 77);
+      const Tensor before = nn::infer(net.graph, x);
+      const quant::QuantizerState was = sim.find("block.conv1.bias")->state();
+      quant::fold_batch_norms_to_scale(sim);
+      CHECK(sim.find("block.conv1.bias")->state() == was);
+      CHECK(relative_error(before, nn::infer(net.graph, x)) < 0.02);
+    }
+  }
+}
+
 TEST_CASE("re-estimated statistics are the mean of those of the batches, and can be undone") {
   Net net;
   std::vector<Batch> batches;
