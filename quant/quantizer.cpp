@@ -123,12 +123,10 @@ void Quantizer::abandon() {
 
 void Quantizer::encode(const Tensor& value) {
   if (!spec_.parameter) refuse("encode an activation from one tensor (calibrate it)");
-  pinned_ = false;
   if (is_float()) {
     state_ = QuantizerState::frozen;
     return;
   }
-  encoded_ = fingerprint(value);
   std::unique_ptr<RangeEstimator> estimator = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
   try {
     estimator->observe(value, view(value.shape()));
@@ -144,6 +142,9 @@ void Quantizer::encode(const Tensor& value) {
   for (size_t c = 0; c < kept.size(); ++c) {
     if (kept[c] && (c >= least_scale_.size() || static_cast<double>(kept[c]->scale) >= least_scale_[c])) grids_[c] = *kept[c];
   }
+  // Last: after an Error the next call finds the values changed still.
+  encoded_ = fingerprint(value);
+  pinned_ = false;
 }
 
 bool Quantizer::encodes_anew() const {
@@ -424,11 +425,13 @@ void Quantizer::learn() {
   if (state_ != QuantizerState::frozen) refuse("learn");
   if (is_float()) return;  // there is nothing to learn
   if (followed_) update(followed_->value);
+  pinned_ = true;
   state_ = QuantizerState::learning;
 }
 
 void Quantizer::disable() {
   if (state_ == QuantizerState::observing) refuse("disable");
+  if (state_ == QuantizerState::learning) refresh();
   state_ = QuantizerState::off;
 }
 

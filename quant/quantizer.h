@@ -79,7 +79,7 @@ class Quantizer final : public nn::Transform {
   /// The range may hold what another quantizer's bounds allow (QuantSim::tie).
   void widen_bounds(const std::optional<double>& min_bound, const std::optional<double>& max_bound);
   void freeze();   ///< learning -> frozen
-  void learn();    ///< frozen -> learning
+  void learn();    ///< frozen -> learning; whatever the scheme, the range is a learned one from now on, which freeze() keeps
   void disable();  ///< any -> off; the range is kept
   void enable();   ///< off -> frozen, when there is a range
 
@@ -127,7 +127,7 @@ class Quantizer final : public nn::Transform {
   std::vector<double> least_scale_;  // of require_scales
   const nn::Parameter* followed_ = nullptr;
   uint64_t encoded_ = 0;  // fingerprint of the values last encoded
-  bool pinned_ = false;   // the range was given, not computed: it stays
+  bool pinned_ = false;   // the range was given or learned, not computed from the values: it stays
 };
 
 }  // namespace detent::quant

@@ -86,17 +86,25 @@ void QuantSim::compute_encodings(const std::function<void()>& callback) {
   require_graph("compute_encodings");
   const std::vector<Quantizer*> all = distinct(placements_);
   std::vector<QuantizerState> before;
+  std::vector<std::string> saved;
   for (const Quantizer* q : all) {
     before.push_back(q->state());
     DETENT_CHECK(q->state() != QuantizerState::observing, "compute_encodings: quantizer \"", q->name(), "\" is observing: a calibration is under way already");
     DETENT_CHECK(q->state() != QuantizerState::learning, "compute_encodings: quantizer \"", q->name(),
                  "\" is learning: calibrating again would throw its range away; freeze() first when that is meant");
+    saved.push_back(q->save());
   }
   try {
     calibrate(all, callback);
   } catch (...) {  // nothing half-calibrated stays in force
-    for (Quantizer* q : all) q->state() == QuantizerState::observing ? q->abandon() : q->disable();
-    // Those that had a range before have it still: enable() goes back to it.
+    for (size_t i = 0; i < all.size(); ++i) {
+      try {
+        all[i]->restore(saved[i]);
+      } catch (const std::exception&) {  // no memory: it is off all the same
+      }
+      all[i]->state() == QuantizerState::observing ? all[i]->abandon() : all[i]->disable();
+    }
+    // Those that had a range before have it again: enable() goes back to it.
     if (saved_states_.empty() && std::any_of(before.begin(), before.end(), [](QuantizerState s) { return s != QuantizerState::off; })) saved_states_ = before;
     throw;
   }
@@ -119,18 +127,19 @@ void QuantSim::calibrate(const std::vector<Quantizer*>& all, const std::function
     const nn::EvaluationScope scope(graph_);
     callback();
   }
-  unseen_.clear();
+  std::vector<std::string> unseen;
   size_t seen = 0;
   for (Quantizer* q : all) {
     if (q->spec().parameter) continue;
     if (q->finish_observing()) {
       ++seen;
     } else {
-      unseen_.push_back(q->name());
+      unseen.push_back(q->name());
     }
   }
   DETENT_CHECK(!any || seen > 0, "compute_encodings: the callback ran no data through the network; call it on calibration batches");
   if (options_.protect_accumulators) protect_accumulators(graph_);
+  unseen_ = std::move(unseen);
 }
 
 QuantizerCounts QuantSim::counts() const {
@@ -223,6 +232,9 @@ void QuantSim::disable() {
   const std::vector<Quantizer*> all = distinct(placements_);
   const auto acts = [](const Quantizer* q) { return q->state() != QuantizerState::off; };
   DETENT_CHECK(saved_states_.empty() || std::any_of(all.begin(), all.end(), acts), "QuantSim::disable: the quantizers are disabled already");
+  for (Quantizer* q : all) {
+    if (q->state() == QuantizerState::learning) q->grids();  // takes over what the optimizer wrote last; a bound that is NaN stops before anything changes
+  }
   // Some may have been given a range since: what they do now counts.
   saved_states_.resize(all.size(), QuantizerState::off);
   for (size_t i = 0; i < all.size(); ++i) {

@@ -222,6 +222,31 @@ TEST_CASE("clip_bounds_hold") {
   CHECK(q.ranges()[0].max == doctest::Approx(5.0));
 }
 
+TEST_CASE("disabling_a_learning_quantizer_takes_over_what_the_optimizer_wrote") {
+  Quantizer a("v", spec_of()), b("v", spec_of());
+  for (Quantizer* q : {&a, &b}) {
+    calibrate(*q);
+    bounds_of(*q).max->value.fill(1.5f);
+  }
+  a.freeze();
+  b.disable();
+  b.enable();
+  CHECK(b.grids() == a.grids());
+  CHECK(b.ranges()[0].max == 1.5);
+}
+
+TEST_CASE("a_weight_that_became_nan_stops_every_pass_until_it_is_a_number_again") {
+  QuantizerSpec s = spec_of(Scheme::tf);
+  s.parameter = true;
+  Quantizer w("conv.weight", s);
+  w.encode(Tensor::from(Shape{2}, {-1.0f, 1.0f}));
+  const std::vector<Grid> before = w.grids();
+  for (int i = 0; i < 3; ++i) CHECK_MENTIONS(message_of([&] { w.apply({}, Var(Tensor::from(Shape{2}, {0.5f, NAN}))); }), "\"conv.weight\"");
+  CHECK(w.grids() == before);
+  CHECK(message_of([&] { w.apply({}, Var(Tensor::from(Shape{2}, {0.5f, 3.0f}))); }).empty());
+  CHECK_FALSE(w.grids() == before);
+}
+
 TEST_CASE("nan_stops_with_the_quantizers_name") {
   for (const RangeRule rule : {RangeRule::gated, RangeRule::lsq, RangeRule::aimet}) {
     QuantizerSpec s = spec_of();

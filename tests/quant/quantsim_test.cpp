@@ -279,6 +279,66 @@ TEST_CASE("a_failed_calibration_leaves_a_way_back_to_the_one_before") {
   CHECK(same_bits(infer(g, images()), quantized));
 }
 
+TEST_CASE("a_failed_calibration_takes_no_learned_or_loaded_range_away") {
+  for (const Scheme scheme : {Scheme::range_learning_tf, Scheme::tf}) {
+    for (const bool loaded : {false, true}) {
+      INFO(to_string(scheme) << (loaded ? " loaded" : " learned"));
+      Graph g = folded_network();
+      QuantSim sim(g, {.scheme = scheme});
+      sim.compute_encodings([&] { g(images()); });
+      if (loaded) {
+        EncodingMap map = sim.encodings();
+        for (auto* list : {&map.params, &map.activations}) {
+          for (Encoding& e : *list) e.grids[0].scale *= 0.75f;
+        }
+        sim.load_encodings(map);
+      } else {
+        sim.learn();
+        Sgd sgd({.learning_rate = 0.05f});
+        Trainer trainer(g, sgd, {.base = 0.05f});
+        for (int i = 0; i < 3; ++i) trainer.step(images(), class_labels(4, 4));
+        sim.freeze();
+      }
+      const EncodingMap before = sim.encodings();
+      const Tensor quantized = infer(g, images());
+      for (const bool observed : {false, true}) {
+        CHECK_THROWS_AS(sim.compute_encodings([&] {
+          if (observed) g(random_tensor({2, 8, 8, 3}, 77, 3.0f));
+          throw Error("no more data");
+        }),
+                        Error);
+        sim.enable();
+        for (const Placement& p : sim.placements()) CHECK(p.quantizer->grids() == before.find(p.name)->grids);
+        CHECK(same_bits(infer(g, images()), quantized));
+      }
+    }
+  }
+}
+
+TEST_CASE("a_scheme_that_does_not_learn_keeps_what_learn_made_of_a_weights_range") {
+  Graph g = folded_network();
+  QuantSim sim(g, {.scheme = Scheme::tf});
+  sim.compute_encodings([&] { g(images()); });
+  sim.learn();
+  Sgd sgd({.learning_rate = 0.05f});
+  Trainer trainer(g, sgd, {.base = 0.05f});
+  for (int i = 0; i < 5; ++i) trainer.step(images(), class_labels(4, 4));
+  const std::vector<Grid> learned = sim.find("conv1.weight")->grids();
+  { const FloatScope full_precision(sim); }
+  CHECK(sim.find("conv1.weight")->state() == QuantizerState::learning);
+  CHECK(sim.find("conv1.weight")->grids() == learned);
+  sim.freeze();
+  CHECK(sim.find("conv1.weight")->grids() == learned);
+  infer(g, images());
+  CHECK(sim.find("conv1.weight")->grids() == learned);
+  // Calibration makes a new range, which follows the weights again.
+  sim.compute_encodings([&] { g(images()); });
+  const std::vector<Grid> calibrated = sim.find("conv1.weight")->grids();
+  CHECK_FALSE(calibrated == learned);
+  static_cast<Conv2d&>(*g.find("conv1")->module).weight.value = random_tensor({8, 3, 3, 3}, 6, 3.0f);
+  CHECK_FALSE(sim.find("conv1.weight")->grids() == calibrated);
+}
+
 TEST_CASE("what_gets_ranges_while_it_is_disabled_acts_and_can_be_disabled_again") {
   Graph g = folded_network();
   const Tensor plain = infer(g, images());
