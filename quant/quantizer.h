@@ -79,7 +79,8 @@ class Quantizer final : public nn::Transform {
   /// The range may hold what another quantizer's bounds allow (QuantSim::tie).
   void widen_bounds(const std::optional<double>& min_bound, const std::optional<double>& max_bound);
   void freeze();   ///< learning -> frozen
-  void learn();    ///< frozen -> learning; whatever the scheme, the range is a learned one from now on, which freeze() keeps
+  /// frozen -> learning; whatever the scheme, the range is a learned one from now on, which freeze() keeps. Throws Error for given grids of another kind.
+  void learn();
   void disable();  ///< any -> off; the range is kept
   void enable();   ///< off -> frozen, when there is a range
 
@@ -89,9 +90,11 @@ class Quantizer final : public nn::Transform {
   /// Grids as used by the forward pass: one, or one per channel. Throws Error when not calibrated.
   const std::vector<Grid>& grids();
   std::vector<Range> ranges() const;
-  /// Sets the range, which a parameter then keeps; the state becomes frozen (or learning when it was).
+  /// Sets the range, which a parameter then keeps; the state becomes frozen (or learning when it was). Throws Error for another number of ranges than of grids
+  /// here, bounds that are not finite and a min above its max.
   void set_ranges(const std::vector<Range>& ranges);
-  /// Sets the grids exactly as given (an encodings file): ranges follow from them; frozen.
+  /// Sets the grids exactly as given (an encodings file): ranges follow from them; frozen. Throws Error for another number of them, a scale or zero point that
+  /// makes no grid, and another width. One of another kind (an asymmetric one here, where they are symmetric) is used as it is, but not learned.
   void set_grids(const std::vector<Grid>& grids);
 
   /// State, bounds, grids and calibration statistics as bytes for checkpoints; restore() brings back the same bits. Throws Error when they do not fit.
@@ -100,6 +103,7 @@ class Quantizer final : public nn::Transform {
 
  private:
   [[noreturn]] void refuse(const char* action) const;
+  size_t grid_count(size_t otherwise) const;
   void start(const std::vector<Range>& ranges);
   void store(const std::vector<Range>& ranges);
   Grid grid_of(const Range& range, size_t channel) const;

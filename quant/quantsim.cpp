@@ -5,6 +5,7 @@
 
 #include "detent/nn/train.h"
 #include "detent/quant/accumulator.h"
+#include "detent/quant/given_grids.h"
 #include "detent/quant/placement.h"
 
 namespace detent::quant {
@@ -222,9 +223,14 @@ void QuantSim::freeze() {
 void QuantSim::learn() {
   require_graph("learn");
   DETENT_CHECK(saved_states_.empty() || has_ranges(), "QuantSim::learn: the quantizers are disabled; enable() them first");
-  for (Quantizer* q : distinct(placements_)) {
-    if (q->state() == QuantizerState::frozen && !q->spec().keep_frozen) q->learn();
+  std::vector<Quantizer*> frozen = distinct(placements_);
+  std::erase_if(frozen, [](const Quantizer* q) { return q->state() != QuantizerState::frozen || q->spec().keep_frozen || q->is_float(); });
+  std::string wrong;
+  for (Quantizer* q : frozen) {
+    if (const std::string other = of_another_kind(q->grids(), q->spec().grid); !other.empty()) wrong += text("\n  ", q->name(), ": ", other);
   }
+  DETENT_CHECK(wrong.empty(), "QuantSim::learn: these grids were given and cannot be learned; give their symmetry in the config, or calibrate:", wrong);
+  for (Quantizer* q : frozen) q->learn();
 }
 
 void QuantSim::disable() {
@@ -282,8 +288,8 @@ EncodingMap QuantSim::encodings(bool int32_bias) {
     e.bits = q.spec().grid.bits;
     e.is_float = q.is_float();
     if (!e.is_float) {
-      e.symmetric = q.spec().grid.symmetric;
       e.grids = q.grids();
+      e.symmetric = q.spec().grid.symmetric && of_another_kind(e.grids, q.spec().grid).empty();
       e.ranges = q.ranges();
       e.channel_axis = q.spec().channel_axis;
     }
@@ -321,11 +327,15 @@ void QuantSim::load_encodings(const EncodingMap& encodings, Load mode) {
         matched.emplace_back(&*p, &e);
         continue;
       }
-      if (e.bits != p->quantizer->spec().grid.bits) wrong += text("\n  ", e.name, ": ", e.bits, " bits in the file, ", p->quantizer->spec().grid.bits, " here");
+      const GridSpec& spec = p->quantizer->spec().grid;
+      if (e.bits != spec.bits) wrong += text("\n  ", e.name, ": ", e.bits, " bits in the file, ", spec.bits, " here");
       const int axis = p->quantizer->spec().channel_axis;
       const size_t channels = axis < 0 ? 1 : static_cast<size_t>(p->parameter->value.dim(axis));
       // One grid for the tensor is the same grid for each channel.
       if (e.grids.size() != channels && e.grids.size() != 1) wrong += text("\n  ", e.name, ": ", e.grids.size(), " grids in the file, ", channels, " here");
+      std::string reason = misfit(e.grids, e.grids.size(), e.bits);
+      if (reason.empty() && e.bits == spec.bits && mode == Load::strict) reason = of_another_kind(e.grids, spec);
+      if (!reason.empty()) wrong += text("\n  ", e.name, ": ", reason);
       matched.emplace_back(&*p, &e);
     }
   };

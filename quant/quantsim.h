@@ -79,7 +79,8 @@ class QuantSim {
 
   /// Grids of all calibrated quantizers; with int32_bias also an entry per bias, on the grid of its layer's accumulators.
   EncodingMap encodings(bool int32_bias = false);
-  /// strict: every quantizer must have an entry and every entry a quantizer (Error listing what does not match); partial otherwise.
+  /// strict: every quantizer must have an entry, every entry a quantizer and every grid its quantizer's symmetry (Error listing what does not match); partial
+  /// otherwise: asymmetric grids of symmetric quantizers are then used as they are, but not learned.
   enum class Load : uint8_t { strict, partial };
   /// Sets grids as given and freezes them; a weight then keeps its grid when it changes. int32 entries of biases are derived values: nothing to set.
   void load_encodings(const EncodingMap& encodings, Load mode = Load::strict);
@@ -89,6 +90,7 @@ class QuantSim {
   void tie(const std::string& first, const std::string& second);
 
   void freeze();
+  /// Every frozen quantizer learns from now on but those that a config keeps frozen. Throws Error, nothing changed, for given grids of another symmetry.
   void learn();
   /// Float evaluation through the same Graph: all quantizers off; enable() brings their state back. FloatScope does both.
   void disable();

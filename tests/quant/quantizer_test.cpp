@@ -222,6 +222,79 @@ TEST_CASE("clip_bounds_hold") {
   CHECK(q.ranges()[0].max == doctest::Approx(5.0));
 }
 
+TEST_CASE("ranges_and_grids_that_are_none_are_refused_by_name") {
+  Quantizer q("layer.relu", spec_of());
+  calibrate(q);
+  q.freeze();
+  const std::vector<Grid> before = q.grids();
+  const std::vector<std::pair<std::vector<Range>, const char*>> ranges = {
+      {{}, "0 ranges are given where there are 1"}, {{{-1, 1}, {-1, 1}, {-1, 1}}, "3 ranges are given where there are 1"}, {{{1, -1}}, "[1, -1] is no range"},
+      {{{-1, -2}}, "[-1, -2] is no range"},         {{{-1, INFINITY}}, "is no range"},                                   {{{NAN, 1}}, "is no range"}};
+  for (const auto& [given, words] : ranges) {
+    const std::string m = message_of([&, &r = given] { q.set_ranges(r); });
+    CHECK_MENTIONS(m, words);
+    CHECK_MENTIONS(m, "\"layer.relu\"");
+  }
+  const std::vector<std::pair<std::vector<Grid>, const char*>> grids = {{{}, "0 grids where there are 1"},
+                                                                        {{{0.1f, 0, 0, 255}, {0.1f, 0, 0, 255}}, "2 grids where there are 1"},
+                                                                        {{{-1.0f, 0, 0, 255}}, "scale -1"},
+                                                                        {{{0.0f, 0, 0, 255}}, "no grid"},
+                                                                        {{{NAN, 0, 0, 255}}, "no grid"},
+                                                                        {{{0.1f, 300, 0, 255}}, "zero point 300"},
+                                                                        {{{0.1f, 3, 0, 15}}, "16 codes, where 8 bits have 256"}};
+  for (const auto& [given, words] : grids) {
+    const std::string m = message_of([&, &g = given] { q.set_grids(g); });
+    CHECK_MENTIONS(m, words);
+    CHECK_MENTIONS(m, "\"layer.relu\"");
+  }
+  CHECK(q.grids() == before);
+  QuantizerSpec s = spec_of();
+  s.parameter = true;
+  s.channel_axis = 0;
+  Quantizer each("conv.weight", s);
+  each.encode(random_tensor({3, 5}, 1));
+  CHECK_MENTIONS(message_of([&] { each.set_ranges({{-1, 1}}); }), "1 ranges are given where there are 3");
+  CHECK_MENTIONS(message_of([&] { each.set_grids({{0.1f, 0, 0, 255}}); }), "1 grids where there are 3");
+}
+
+TEST_CASE("what_a_given_grid_learns_from_is_that_grid") {
+  struct Row {
+    bool symmetric, strict;
+    Grid given, learned;
+  };
+  const Row rows[] = {
+      {false, false, {0.02f, 40, 0, 255}, {0.02f, 40, 0, 255}},
+      {false, false, {0.02f, 3, -128, 127}, {0.02f, 131, 0, 255}},  // int8 codes of asymmetric values
+      {false, false, {0.02f, 0, -128, 127}, {0.02f, 128, 0, 255}},
+      {true, false, {0.02f, 128, 0, 255}, {0.02f, 0, -128, 127}},
+      {true, false, {0.02f, 0, -127, 127}, {0.02f, 0, -128, 127}},
+      {true, true, {0.02f, 0, -128, 127}, {0.02f, 0, -127, 127}},
+      {true, false, {1e-9f, 0, -128, 127}, {1e-9f, 0, -128, 127}},  // narrower than the least scale
+  };
+  for (const Row& r : rows) {
+    QuantizerSpec s = spec_of();
+    s.grid = {.symmetric = r.symmetric, .strict = r.strict, .least_scale = kLeastScale};
+    Quantizer q("v", s);
+    q.set_grids({r.given});
+    CHECK(q.grids()[0] == r.given);
+    const Tensor x = random_tensor({200}, 3, 1.2f);
+    const Tensor before = q.apply({}, Var(x)).dense();
+    q.learn();
+    CHECK(q.grids()[0] == r.learned);
+    if (r.given.scale > 1e-6f) CHECK(q.ranges()[0].max == doctest::Approx(range_of(r.learned).max));
+    if (r.given.qmax - r.given.qmin == r.learned.qmax - r.learned.qmin) CHECK(same_bits(q.apply({}, Var(x)).dense(), before));
+  }
+  for (const auto& [symmetric, given] : {std::pair{true, Grid{0.004f, 40, 0, 255}}, {false, Grid{0.004f, 0, -127, 127}}}) {
+    QuantizerSpec s = spec_of();
+    s.grid.symmetric = symmetric;
+    Quantizer q("v", s);
+    q.set_grids({given});
+    CHECK_MENTIONS(message_of([&] { q.learn(); }), symmetric ? "no symmetric grid of 8 bits" : "no asymmetric grid of 8 bits");
+    CHECK(q.state() == QuantizerState::frozen);
+    CHECK(q.grids()[0] == given);
+  }
+}
+
 TEST_CASE("disabling_a_learning_quantizer_takes_over_what_the_optimizer_wrote") {
   Quantizer a("v", spec_of()), b("v", spec_of());
   for (Quantizer* q : {&a, &b}) {

@@ -243,6 +243,28 @@ TEST_CASE("load_encodings_strict_and_partial") {
   CHECK_MENTIONS(message_of([&] { big.load_encodings(own); }), "another network");
 }
 
+TEST_CASE("a_file_of_another_symmetry_is_refused_or_used_as_it_is_and_never_learned") {
+  Graph g = folded_network();
+  QuantSim sim(g, {.scheme = Scheme::range_learning_tf});
+  sim.compute_encodings([&] { g(images()); });
+  sim.freeze();
+  EncodingMap map = sim.encodings();
+  CHECK(map.find("conv1.weight")->symmetric);
+  for (Encoding& e : map.params) {
+    if (e.name != "conv1.weight") continue;
+    e.symmetric = false;
+    e.grids[0] = {0.004f, 40, 0, 255};
+  }
+  CHECK_MENTIONS(message_of([&] { sim.load_encodings(map); }), "conv1.weight: scale 0.004, zero point 40, codes 0..255: no symmetric grid of 8 bits");
+  sim.load_encodings(map, QuantSim::Load::partial);
+  CHECK(sim.find("conv1.weight")->grids()[0] == Grid{0.004f, 40, 0, 255});
+  CHECK_FALSE(sim.encodings().find("conv1.weight")->symmetric);
+  CHECK_MENTIONS(message_of([&] { sim.learn(); }), "conv1.weight: scale 0.004");
+  for (const Placement& p : sim.placements()) CHECK(p.quantizer->state() == QuantizerState::frozen);
+  for (Encoding& e : map.params) e.grids[0].zero_point = 300;
+  CHECK_MENTIONS(message_of([&] { sim.load_encodings(map, QuantSim::Load::partial); }), "zero point 300");
+}
+
 TEST_CASE("freeze_learn_disable_enable") {
   Graph g = folded_network();
   const Tensor plain = infer(g, images());
