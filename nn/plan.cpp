@@ -37,14 +37,15 @@ struct Operands {
 Operands operands(WeightedLayer& layer, BatchNorm* norm, const Context& context, const Var& x) {
   Operands o;
   o.weight = layer.weight.var(context);
+  if (layer.has_bias()) {
+    o.bias = round_bias(layer.bias.var(context), x, o.weight);
+    o.has_bias = true;
+  }
   if (norm) {
-    const ChannelAffine a = channel_affine(
-        layer.bias.value, norm_terms(norm->weight.value, norm->bias.value, norm->running_mean, norm->running_var, static_cast<double>(norm->options().eps)), x.device());
+    const NormTerms terms = norm_terms(norm->weight.value, norm->bias.value, norm->running_mean, norm->running_var, static_cast<double>(norm->options().eps));
+    const ChannelAffine a = channel_affine(o.has_bias ? o.bias.dense() : Tensor(), terms, x.device());
     o.channel_scale = a.scale;
     o.bias = Var(a.shift);
-    o.has_bias = true;
-  } else if (layer.has_bias()) {
-    o.bias = round_bias(layer.bias.var(context), x, o.weight);
     o.has_bias = true;
   }
   return o;
