@@ -121,6 +121,18 @@ void Quantizer::abandon() {
   state_ = QuantizerState::off;
 }
 
+// A range that reaches infinity would leave every value one code: whatever made it is the mistake.
+void Quantizer::watch(RangeEstimator& estimator, const Tensor& value, const char* what) const {
+  Range seen;
+  try {
+    seen = estimator.observe(value, is_float() ? ChannelView{1, 1, value.elements()} : view(value.shape()));
+  } catch (const Error& e) {
+    fail(what, " \"", name_, "\": ", e.what());
+  }
+  DETENT_CHECK(is_float() || (std::isfinite(seen.min) && std::isfinite(seen.max)), what, " \"", name_, "\": a tensor of shape ", value.shape(), " holds values of ", seen.min, "..", seen.max,
+               "; look at the weights and the input before it");
+}
+
 void Quantizer::encode(const Tensor& value) {
   if (!spec_.parameter) refuse("encode an activation from one tensor (calibrate it)");
   if (is_float()) {
@@ -128,11 +140,7 @@ void Quantizer::encode(const Tensor& value) {
     return;
   }
   std::unique_ptr<RangeEstimator> estimator = make_estimator(estimator_of(spec_.scheme), spec_.estimator);
-  try {
-    estimator->observe(value, view(value.shape()));
-  } catch (const Error& e) {
-    fail("quantizer \"", name_, "\": ", e.what());
-  }
+  watch(*estimator, value, "quantizer");
   std::vector<Range> ranges = estimator->ranges(spec_.grid);
   const std::vector<std::optional<Grid>> kept = grids_of_values(value, view(value.shape()), spec_.grid);
   for (size_t c = 0; c < kept.size(); ++c) {
@@ -329,11 +337,7 @@ Var Quantizer::apply(const nn::Context&, const Var& x) {
       return x;
     case QuantizerState::observing:
       DETENT_CHECK(!grad_enabled(), "training is refused: ", not_ready());
-      try {
-        estimator_->observe(x.dense(), is_float() ? ChannelView{1, 1, x.shape().elements()} : view(x.shape()));
-      } catch (const Error& e) {
-        fail("calibration of \"", name_, "\": ", e.what());
-      }
+      watch(*estimator_, x.dense(), "calibration of");
       return x;
     case QuantizerState::frozen:
     case QuantizerState::learning:

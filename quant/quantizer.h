@@ -67,7 +67,7 @@ class Quantizer final : public nn::Transform {
   bool finish_observing();
   /// observing -> off: what was observed is dropped (calibration failed).
   void abandon();
-  /// A parameter's range from its values; then frozen or learning. Values that already lie on a grid of this spec keep it.
+  /// A parameter's range from its values; then frozen or learning. Values that already lie on a grid of this spec keep it. Throws Error for NaN and infinities.
   void encode(const Tensor& value);
   /// The parameter this quantizer belongs to. A scheme that does not learn encodes it anew whenever its values have changed, also for grids().
   void follow(const nn::Parameter* parameter) { followed_ = parameter; }
@@ -104,6 +104,7 @@ class Quantizer final : public nn::Transform {
  private:
   [[noreturn]] void refuse(const char* action) const;
   size_t grid_count(size_t otherwise) const;
+  void watch(RangeEstimator& estimator, const Tensor& value, const char* what) const;
   void start(const std::vector<Range>& ranges);
   void store(const std::vector<Range>& ranges);
   Grid grid_of(const Range& range, size_t channel) const;

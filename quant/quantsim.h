@@ -56,7 +56,7 @@ class QuantSim {
   QuantSim& operator=(const QuantSim&) = delete;
 
   /// Encodes parameters, runs the callback (forward passes over calibration data; evaluation and training are refused in it) while activations are observed,
-  /// then encodes those. Throws Error when nothing was observed, a value holds NaN, or a quantizer is learning (its range would be lost: freeze() first).
+  /// then encodes those. Throws Error when nothing was observed, a value is NaN or infinite, or a quantizer is learning (its range would be lost: freeze() first).
   /// Quantizers that never saw data are left off: see unseen(). After an Error all quantizers are off, with the ranges that they had before: enable() goes back.
   void compute_encodings(const std::function<void()>& callback);
   /// Names of the activation quantizers that the last calibration never reached.

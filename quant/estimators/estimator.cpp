@@ -83,10 +83,10 @@ Tensor channels_first(const Tensor& x, const ChannelView& v) {
 
 }  // namespace
 
-void RangeEstimator::observe(const Tensor& x, const ChannelView& view) {
+Range RangeEstimator::observe(const Tensor& x, const ChannelView& view) {
   DETENT_CHECK(view.outer * view.channels * view.inner == x.elements(), "calibration: a tensor of shape ", x.shape(), " has not ", view.channels, " channels of ",
                view.outer * view.inner, " values");
-  if (x.elements() == 0) return;
+  if (x.elements() == 0) return {};
   DETENT_CHECK(channels_ == 0 || channels_ == view.channels, "calibration: ", view.channels, " channels after batches of ", channels_, " channels");
   const Extremes e = extremes_of(x, view);
   if (channels_ == 0) {
@@ -97,6 +97,7 @@ void RangeEstimator::observe(const Tensor& x, const ChannelView& view) {
   if (needs_values()) values = view.outer > 1 && view.channels > 1 ? channels_first(x, view) : x;
   const int64_t n = view.outer * view.inner;
   for (int64_t c = 0; c < channels_; ++c) update(c, values, c * n, n, Range{e.min[c], e.max[c]});
+  return {*std::min_element(e.min.begin(), e.min.end()), *std::max_element(e.max.begin(), e.max.end())};
 }
 
 std::vector<Range> RangeEstimator::ranges(const GridSpec& spec) const {

@@ -33,9 +33,10 @@ class RangeEstimator {
   virtual ~RangeEstimator() = default;
 
   /// Takes in a batch (f32, any device), seen as [outer, channels, inner]. Empty batches are ignored. Throws Error for NaN or another number of channels.
-  void observe(const Tensor& x, const ChannelView& view);
+  /// Returns the smallest and the largest value, zeros for an empty batch; infinities are the caller's affair, as ranges may be made of them.
+  Range observe(const Tensor& x, const ChannelView& view);
   /// Per tensor.
-  void observe(const Tensor& x) { observe(x, ChannelView{1, 1, x.elements()}); }
+  Range observe(const Tensor& x) { return observe(x, ChannelView{1, 1, x.elements()}); }
   bool seen() const { return channels_ > 0; }
   /// 0 before anything was seen.
   int64_t channels() const { return channels_; }

@@ -320,6 +320,22 @@ TEST_CASE("a_weight_that_became_nan_stops_every_pass_until_it_is_a_number_again"
   CHECK_FALSE(w.grids() == before);
 }
 
+TEST_CASE("a_range_is_never_made_of_infinities") {
+  for (const Scheme scheme : {Scheme::tf, Scheme::tf_enhanced, Scheme::percentile, Scheme::mse, Scheme::moving_average, Scheme::entropy}) {
+    for (const float infinite : {INFINITY, -INFINITY}) {
+      Quantizer q("layer3.div", spec_of(scheme));
+      q.observe();
+      const std::string m = message_of([&] { q.apply({}, Var(Tensor::from(Shape{3}, {0.0f, 1.0f, infinite}))); });
+      CHECK_MENTIONS(m, "calibration of \"layer3.div\"");
+      CHECK_MENTIONS(m, "inf");
+      QuantizerSpec s = spec_of(scheme);
+      s.parameter = true;
+      Quantizer w("conv.weight", s);
+      CHECK_MENTIONS(message_of([&] { w.encode(Tensor::from(Shape{3}, {0.0f, 1.0f, infinite})); }), "\"conv.weight\"");
+    }
+  }
+}
+
 TEST_CASE("nan_stops_with_the_quantizers_name") {
   for (const RangeRule rule : {RangeRule::gated, RangeRule::lsq, RangeRule::aimet}) {
     QuantizerSpec s = spec_of();
