@@ -258,18 +258,16 @@ class Placer {
     n.module->visit(n.name, visitor);
   }
 
-  // A Concat's inputs and output share one grid: its quantizer takes the place of its producers'.
+  // A Concat's inputs and output share one grid, its own quantizer's, with whatever else they share one already: what an earlier Concat joined. Inputs whose
+  // quantizer is to be another by the config keep it.
   void tie_concats() {
     for (const Graph::Node& n : graph_.nodes()) {
-      if (n.op != "Concat" || !graph_.value(n.output).transform) continue;
+      const auto own = std::static_pointer_cast<Quantizer>(graph_.value(n.output).transform);
+      if (n.op != "Concat" || !own) continue;
       for (Value v : n.inputs) {
         while (!graph_.value(v).transform && graph_.value(v).producer >= 0 && node(graph_.value(v).producer).module->preserves_grid()) v = node(graph_.value(v).producer).inputs[0];
-        if (!graph_.value(v).transform) continue;
-        const auto tied = std::static_pointer_cast<Quantizer>(graph_.value(n.output).transform);
-        for (Placement& p : placements_) {
-          if (p.kind == Placement::Kind::activation && p.value == v) p.quantizer = tied;
-        }
-        graph_.value(v).transform = tied;
+        const auto before = std::static_pointer_cast<Quantizer>(graph_.value(v).transform);
+        if (before && may_share(own->spec(), before->spec())) share(graph_, placements_, own, before);
       }
     }
   }
@@ -300,6 +298,20 @@ void require_free(Graph& graph) {
 }
 
 }  // namespace
+
+bool may_share(const QuantizerSpec& a, const QuantizerSpec& b) {
+  return a.grid.bits == b.grid.bits && a.grid.symmetric == b.grid.symmetric && a.format == b.format && a.fixed_min == b.fixed_min && a.fixed_max == b.fixed_max &&
+         a.scheme == b.scheme && a.keep_frozen == b.keep_frozen;
+}
+
+void share(Graph& graph, std::vector<Placement>& placements, const std::shared_ptr<Quantizer>& kept, const std::shared_ptr<Quantizer>& gone) {
+  kept->widen_bounds(gone->spec().min_bound, gone->spec().max_bound);
+  for (Placement& p : placements) {
+    if (p.quantizer != gone) continue;
+    p.quantizer = kept;
+    graph.value(p.value).transform = kept;
+  }
+}
 
 std::vector<Placement> place_quantizers(Graph& graph, const QuantSimOptions& options) {
   require_free(graph);

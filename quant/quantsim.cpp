@@ -199,18 +199,10 @@ void QuantSim::tie(const std::string& first, const std::string& second) {
     DETENT_CHECK(p && !p->parameter, "QuantSim::tie: \"", name, "\" is ", p ? "a parameter" : "no quantized value", "; table() lists the values there are");
     DETENT_CHECK(!p->quantizer->calibrated() || p->quantizer->is_float(), "QuantSim::tie: \"", name, "\" has a range already; tie before compute_encodings");
   }
-  const QuantizerSpec &s = a->quantizer->spec(), &t = b->quantizer->spec();
-  DETENT_CHECK(s.grid.bits == t.grid.bits && s.grid.symmetric == t.grid.symmetric && s.format == t.format && s.fixed_min == t.fixed_min && s.fixed_max == t.fixed_max &&
-                   s.scheme == t.scheme,
-               "QuantSim::tie: \"", first, "\" and \"", second, "\" differ in bits, symmetry, format, fixed bounds or scheme; give both the same in the config");
-  // What one of them may hold the other must hold: bounds that only one has are dropped.
-  a->quantizer->widen_bounds(t.min_bound, t.max_bound);
-  const std::shared_ptr<Quantizer> gone = b->quantizer;
-  for (Placement& p : placements_) {
-    if (p.quantizer != gone) continue;
-    p.quantizer = a->quantizer;
-    graph_.value(p.value).transform = a->quantizer;
-  }
+  DETENT_CHECK(may_share(a->quantizer->spec(), b->quantizer->spec()), "QuantSim::tie: \"", first, "\" and \"", second,
+               "\" differ in bits, symmetry, format, fixed bounds, scheme or is_frozen; give both the same in the config");
+  // A copy: what it is found by changes on the way.
+  share(graph_, placements_, a->quantizer, std::shared_ptr<Quantizer>(b->quantizer));
 }
 
 void QuantSim::freeze() {

@@ -86,7 +86,7 @@ class QuantSim {
   void load_encodings(const EncodingMap& encodings, Load mode = Load::strict);
 
   /// Both values get one quantizer, that of `first`, and so one grid and one learned range; before calibration. Throws Error for names without a quantizer,
-  /// quantizers that differ in bits, symmetry, number format or fixed bounds, and parameters.
+  /// quantizers that differ in bits, symmetry, number format, fixed bounds, scheme or is_frozen, and parameters.
   void tie(const std::string& first, const std::string& second);
 
   void freeze();

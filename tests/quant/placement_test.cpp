@@ -197,6 +197,46 @@ TEST_CASE("placement_ties_what_a_concat_joins") {
   CHECK(sim.find("left")->grids() == sim.find("concat")->grids());
 }
 
+TEST_CASE("placement_ties_concats_that_share_values_and_leaves_out_what_differs") {
+  // a -> b -> c, each a convolution and a ReLU; cat1 joins a and b. nested: cat2 joins cat1 and c. Else a dense block: cat2 joins a, b and c.
+  const auto network = [](bool nested) {
+    Graph g;
+    const auto layer = [&](const std::string& name, Value v, int64_t in) {
+      const Value y = g.add<Conv2d>(name + ".conv", {v}, conv(in, 4));
+      return g.add<Activation>(name, {y}, relu_op());
+    };
+    const Value a = layer("a", g.input("x", {8, 8, 4}), 4), b = layer("b", a, 4), cat1 = g.add<Concat>("cat1", {a, b}, 3), c = layer("c", cat1, 8);
+    const Value cat2 = nested ? g.add<Concat>("cat2", {cat1, c}, 3) : g.add<Concat>("cat2", {a, b, c}, 3);
+    g.output(layer("d", cat2, 12));
+    initialize(g, {.seed = 1});
+    return g;
+  };
+  for (const bool nested : {true, false}) {
+    CAPTURE(nested);
+    Graph g = network(nested);
+    QuantSim sim(g, {.scheme = Scheme::tf, .config = default_config("per_channel_default")});
+    for (const char* name : {"a", "b", "c", "cat1", "cat2"}) {
+      REQUIRE(sim.find(name));
+      CHECK(sim.find(name) == sim.find("cat2"));
+      CHECK(g.value(g.find_value(name)).transform.get() == sim.find("cat2"));
+    }
+    CHECK_FALSE(sim.find("d") == sim.find("cat2"));
+    sim.compute_encodings([&] { g(random_tensor({2, 8, 8, 4}, 1)); });
+    CHECK(sim.encodings().find("a")->grids == sim.encodings().find("cat2")->grids);
+  }
+  for (const char* own : {R"("output_bitwidth": 4)", R"("is_frozen": true)", R"("scheme": "mse")", R"("is_output_symmetric": true)"}) {
+    CAPTURE(own);
+    Graph g = network(true);
+    QuantConfig c = default_config("per_channel_default");
+    c.overrides = parse_config(config("", "", std::string(R"(, "overrides": [{"name": "b", )") + own + "}]"), "test").overrides;
+    QuantSim sim(g, {.scheme = Scheme::tf, .config = c});
+    CHECK_FALSE(sim.find("b") == sim.find("cat1"));
+    CHECK(sim.find("b")->name() == "b");
+    CHECK(sim.find("a") == sim.find("cat2"));
+    CHECK_MENTIONS(message_of([&] { sim.tie("a", "b"); }), "differ in bits, symmetry");
+  }
+}
+
 TEST_CASE("placement_refuses_widths") {
   Graph g = branching();
   for (const int bits : {0, 1, 17, 31, 33, -8}) {
