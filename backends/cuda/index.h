@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "detent/backends/cuda/fast_div.h"
 #include "detent/backends/cuda/launch.h"
 #include "detent/core/backend.h"
 
@@ -41,17 +42,29 @@ DETENT_HD Offsets offsets_at(const LoopNest& l, int64_t i) {
   return o;
 }
 
-/// Coordinates of element i of [n,h,w,c].
+/// Coordinates of an element of [n,h,w,c].
 struct Pixel {
-  int64_t n, h, w, c;
+  int64_t n;
+  int32_t h, w, c;
 };
 
-template <class Index>
-DETENT_HD Pixel pixel_at(int64_t i, int64_t h, int64_t w, int64_t c) {
-  const Index v = static_cast<Index>(i), cc = static_cast<Index>(c), ww = static_cast<Index>(w), hh = static_cast<Index>(h);
-  const Index p = v / cc, row = p / ww, image = row / hh;
-  return {static_cast<int64_t>(image), static_cast<int64_t>(row - image * hh), static_cast<int64_t>(p - row * ww), static_cast<int64_t>(v - p * cc)};
-}
+/// From the number of an element to its coordinates.
+struct PixelIndex {
+  FastDiv by_c, by_w, by_h;
+  bool small;
+
+  PixelIndex(int64_t n, int64_t h, int64_t w, int64_t c) : by_c(c), by_w(w), by_h(h), small(fits32(n * h * w * c)) {}
+  DETENT_HD Pixel at(int64_t i) const {
+    const auto c = static_cast<int32_t>(by_c.divisor), w = static_cast<int32_t>(by_w.divisor), h = static_cast<int32_t>(by_h.divisor);
+    if (small) {
+      const auto v = static_cast<int32_t>(i);
+      const int32_t p = by_c.divide(v), row = by_w.divide(p), image = by_h.divide(row);
+      return {image, row - image * h, p - row * w, v - p * c};
+    }
+    const int64_t p = i / c, row = p / w, image = row / h;
+    return {image, static_cast<int32_t>(row - image * h), static_cast<int32_t>(p - row * w), static_cast<int32_t>(i - p * c)};
+  }
+};
 
 /// Many tensors in one launch: block b works on elements [begin, begin + per) of tensor `at`.
 struct ChunkList {

@@ -78,10 +78,12 @@ class Uploaded {
 void download_bytes(void* host, const void* device, size_t bytes);
 
 /// Plain old memory on the device: kernels write it first.
-template <class T>
-struct alignas(sizeof(T) * 4) Four {
-  T v[4];
+template <class T, int Count>
+struct alignas(sizeof(T) * Count) Some {
+  T v[Count];
 };
+template <class T>
+using Four = Some<T, 4>;
 
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 

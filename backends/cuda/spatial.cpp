@@ -1,4 +1,4 @@
-// Pooling and resizing, NHWC; one thread for each element of the result, gathered in the CPU's order. A window that lies wholly in the padding gives -inf
+// Pooling and resizing, NHWC; one thread for each element of the result (pools: for four channels), gathered in the CPU's order. A window that lies wholly in the padding gives -inf
 // (max, index -1) or 0 (average).
 #include <algorithm>
 #include <limits>
@@ -12,76 +12,140 @@
 namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
-template <class Index>
+// A pool's geometry in 32 bits. Each thread has `Width` neighbouring channels of a pixel.
+struct PoolShape {
+  int32_t h, w, c, r, s, oh, ow, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+  FastDiv by_stride_h, by_stride_w;
+  explicit PoolShape(const ConvGeometry& g) : by_stride_h(g.stride_h), by_stride_w(g.stride_w) {
+    const auto narrow = [](int64_t v) { return static_cast<int32_t>(v); };
+    h = narrow(g.h), w = narrow(g.w), c = narrow(g.c), r = narrow(g.r), s = narrow(g.s), oh = narrow(g.oh), ow = narrow(g.ow);
+    stride_h = narrow(g.stride_h), stride_w = narrow(g.stride_w), pad_top = narrow(g.pad_top), pad_left = narrow(g.pad_left);
+    dilation_h = narrow(g.dilation_h), dilation_w = narrow(g.dilation_w);
+  }
+  /// Where a channel of an image begins, and the distance of pixels from there.
+  DETENT_HD int64_t image(const Pixel& p, int width) const { return p.n * h * w * c + p.c * width; }
+  DETENT_HD int64_t result(const Pixel& p, int width) const { return p.n * oh * ow * c + p.c * width; }
+  DETENT_HD int64_t from(int32_t pixel) const { return static_cast<int64_t>(pixel) * c; }
+};
+
+template <class T, int Width>
+DETENT_HD Some<T, Width> some(const T* p) {
+  return *reinterpret_cast<const Some<T, Width>*>(p);
+}
+template <int Width, class T>
+DETENT_HD void put(T* p, const T (&v)[Width]) {
+  Some<T, Width> o;
+  DETENT_UNROLL
+  for (int k = 0; k < Width; ++k) o.v[k] = v[k];
+  *reinterpret_cast<Some<T, Width>*>(p) = o;
+}
+
+template <int Width>
 struct MaxPool {
-  PoolArgs a;
+  PoolShape g;
+  PixelIndex results;
+  const float* x;
+  float* y;
+  int32_t* index;
   DETENT_HD void operator()(int64_t i) const {
-    const ConvGeometry& g = a.geometry;
-    const Pixel p = pixel_at<Index>(i, g.oh, g.ow, g.c);
-    const PoolWindow v = pool_window(g, p.h, p.w);
-    float best = -std::numeric_limits<float>::infinity();
-    int32_t index = -1;
-    for (int64_t r = v.r0; r < v.r1; ++r) {
-      for (int64_t s = v.s0; s < v.s1; ++s) {
-        const int64_t at = (v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w;
-        const float x = a.x[(p.n * g.h * g.w + at) * g.c + p.c];
-        if (beats_maximum(x, best, index)) {
-          best = x;
-          index = static_cast<int32_t>(at);
+    const Pixel p = results.at(i);
+    const auto v = pool_window(g, p.h, p.w);
+    const float* const image = x + g.image(p, Width);
+    float best[Width];
+    int32_t winner[Width];
+    DETENT_UNROLL
+    for (int k = 0; k < Width; ++k) best[k] = -std::numeric_limits<float>::infinity(), winner[k] = -1;
+    for (int32_t r = v.r0; r < v.r1; ++r) {
+      for (int32_t s = v.s0; s < v.s1; ++s) {
+        const int32_t at = (v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w;
+        const auto here = some<float, Width>(image + g.from(at));
+        DETENT_UNROLL
+        for (int k = 0; k < Width; ++k) {
+          if (beats_maximum(here.v[k], best[k], winner[k])) best[k] = here.v[k], winner[k] = at;
         }
       }
     }
-    a.y[i] = best;
-    if (a.index) a.index[i] = index;
+    put(y + i * Width, best);
+    if (index) put(index + i * Width, winner);
   }
 };
 
 // The windows that may cover a pixel.
 struct Cover {
-  int64_t oh0, oh1, ow0, ow1;
+  int32_t oh0, oh1, ow0, ow1;
 };
 
-DETENT_HD Cover cover_of(const ConvGeometry& g, int64_t h, int64_t w) {
-  const int64_t oh1 = (h + g.pad_top) / g.stride_h, ow1 = (w + g.pad_left) / g.stride_w;
-  return {first_covering_window(h + g.pad_top, (g.r - 1) * g.dilation_h, g.stride_h), oh1 < g.oh ? oh1 : g.oh - 1,
-          first_covering_window(w + g.pad_left, (g.s - 1) * g.dilation_w, g.stride_w), ow1 < g.ow ? ow1 : g.ow - 1};
+DETENT_HD Cover cover_of(const PoolShape& g, int32_t h, int32_t w) {
+  const auto by_h = [&](int32_t n) { return g.by_stride_h.divide(n); };
+  const auto by_w = [&](int32_t n) { return g.by_stride_w.divide(n); };
+  const int32_t oh1 = by_h(h + g.pad_top), ow1 = by_w(w + g.pad_left);
+  return {first_covering_window(h + g.pad_top, (g.r - 1) * g.dilation_h, g.stride_h, by_h), oh1 < g.oh ? oh1 : g.oh - 1,
+          first_covering_window(w + g.pad_left, (g.s - 1) * g.dilation_w, g.stride_w, by_w), ow1 < g.ow ? ow1 : g.ow - 1};
 }
 
-template <class Index>
+template <int Width>
 struct MaxPoolBackward {
-  PoolBackwardArgs a;
+  PoolShape g;
+  PixelIndex pixels;
+  const float* dy;
+  const int32_t* index;
+  float* dx;
   DETENT_HD void operator()(int64_t i) const {
-    const ConvGeometry& g = a.geometry;
-    const Pixel p = pixel_at<Index>(i, g.h, g.w, g.c);
+    const Pixel p = pixels.at(i);
     const Cover v = cover_of(g, p.h, p.w);
-    const int32_t here = static_cast<int32_t>(p.h * g.w + p.w);
-    float sum = 0.0f;
-    for (int64_t oh = v.oh0; oh <= v.oh1; ++oh) {
-      for (int64_t ow = v.ow0; ow <= v.ow1; ++ow) {
-        const int64_t y = ((p.n * g.oh + oh) * g.ow + ow) * g.c + p.c;
-        sum += a.index[y] == here ? a.dy[y] : 0.0f;
+    const int32_t here = p.h * g.w + p.w;
+    const int64_t first = g.result(p, Width);
+    float sum[Width] = {};
+    for (int32_t oh = v.oh0; oh <= v.oh1; ++oh) {
+      for (int32_t ow = v.ow0; ow <= v.ow1; ++ow) {
+        const int64_t at = first + g.from(oh * g.ow + ow);
+        const auto winner = some<int32_t, Width>(index + at);
+        const auto d = some<float, Width>(dy + at);
+        DETENT_UNROLL
+        for (int k = 0; k < Width; ++k) sum[k] += winner.v[k] == here ? d.v[k] : 0.0f;
       }
     }
-    a.dx[i] = sum;
+    put(dx + i * Width, sum);
   }
 };
 
-template <class Index>
+// What average_weight wants to know.
+struct AverageShape {
+  PoolShape geometry;
+  bool count_include_pad;
+  int32_t pad_bottom, pad_right;
+  template <class Args>
+  explicit AverageShape(const Args& a)
+      : geometry(a.geometry), count_include_pad(a.count_include_pad), pad_bottom(static_cast<int32_t>(a.pad_bottom)), pad_right(static_cast<int32_t>(a.pad_right)) {}
+};
+
+template <int Width>
 struct AveragePool {
-  PoolArgs a;
+  AverageShape shape;
+  PixelIndex results;
+  const float* x;
+  float* y;
   DETENT_HD void operator()(int64_t i) const {
-    const ConvGeometry& g = a.geometry;
-    const Pixel p = pixel_at<Index>(i, g.oh, g.ow, g.c);
-    const PoolWindow v = pool_window(g, p.h, p.w);
-    float sum = 0.0f;
+    const PoolShape& g = shape.geometry;
+    const Pixel p = results.at(i);
+    const auto v = pool_window(g, p.h, p.w);
+    const float* const image = x + g.image(p, Width);
+    float sum[Width] = {};
     // A sum of row sums loses less than one long sum over a whole feature map.
-    for (int64_t r = v.r0; r < v.r1; ++r) {
-      const float* x = a.x + ((p.n * g.h + v.h0 + r * g.dilation_h) * g.w + v.w0) * g.c + p.c;
-      float row = 0.0f;
-      for (int64_t s = v.s0; s < v.s1; ++s) row += x[s * g.dilation_w * g.c];
-      sum += row;
+    for (int32_t r = v.r0; r < v.r1; ++r) {
+      float row[Width] = {};
+      for (int32_t s = v.s0; s < v.s1; ++s) {
+        const auto here = some<float, Width>(image + g.from((v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w));
+        DETENT_UNROLL
+        for (int k = 0; k < Width; ++k) row[k] += here.v[k];
+      }
+      DETENT_UNROLL
+      for (int k = 0; k < Width; ++k) sum[k] += row[k];
     }
-    a.y[i] = sum / average_weight(a, v);
+    const float weight = average_weight(shape, v);
+    DETENT_UNROLL
+    for (int k = 0; k < Width; ++k) sum[k] /= weight;
+    put(y + i * Width, sum);
   }
 };
 
@@ -100,27 +164,34 @@ struct AverageCodes {
 };
 
 // True when the window that starts at `start` has a filter position at `at`.
-DETENT_HD bool covers(int64_t at, int64_t start, int64_t window, int64_t dilation) {
-  const int64_t d = at - start;
-  return d >= 0 && d % dilation == 0 && d / dilation < window;
+DETENT_HD bool covers(int32_t at, int32_t start, int32_t window, int32_t dilation) {
+  const int32_t d = at - start, position = divided_by_dilation(d, dilation);
+  return d >= 0 && position * dilation == d && position < window;
 }
 
-template <class Index>
+template <int Width>
 struct AveragePoolBackward {
-  PoolBackwardArgs a;
+  AverageShape shape;
+  PixelIndex pixels;
+  const float* dy;
+  float* dx;
   DETENT_HD void operator()(int64_t i) const {
-    const ConvGeometry& g = a.geometry;
-    const Pixel p = pixel_at<Index>(i, g.h, g.w, g.c);
+    const PoolShape& g = shape.geometry;
+    const Pixel p = pixels.at(i);
     const Cover v = cover_of(g, p.h, p.w);
-    float sum = 0.0f;
-    for (int64_t oh = v.oh0; oh <= v.oh1; ++oh) {
+    const int64_t first = g.result(p, Width);
+    float sum[Width] = {};
+    for (int32_t oh = v.oh0; oh <= v.oh1; ++oh) {
       if (!covers(p.h + g.pad_top, oh * g.stride_h, g.r, g.dilation_h)) continue;
-      for (int64_t ow = v.ow0; ow <= v.ow1; ++ow) {
+      for (int32_t ow = v.ow0; ow <= v.ow1; ++ow) {
         if (!covers(p.w + g.pad_left, ow * g.stride_w, g.s, g.dilation_w)) continue;
-        sum += a.dy[((p.n * g.oh + oh) * g.ow + ow) * g.c + p.c] / average_weight(a, pool_window(g, oh, ow));
+        const auto d = some<float, Width>(dy + first + g.from(oh * g.ow + ow));
+        const float weight = average_weight(shape, pool_window(g, oh, ow));
+        DETENT_UNROLL
+        for (int k = 0; k < Width; ++k) sum[k] += d.v[k] / weight;
       }
     }
-    a.dx[i] = sum;
+    put(dx + i * Width, sum);
   }
 };
 
@@ -130,13 +201,13 @@ std::vector<ResizeTap> taps(const ResizeArgs& a, int64_t in, int64_t out) {
   return t;
 }
 
-template <class Index>
 struct Resize {
   ResizeArgs a;
+  PixelIndex results;
   const ResizeTap* th;
   const ResizeTap* tw;
   DETENT_HD void operator()(int64_t i) const {
-    const Pixel p = pixel_at<Index>(i, a.oh, a.ow, a.c);
+    const Pixel p = results.at(i);
     const ResizeTap v = th[p.h], u = tw[p.w];
     const float* row0 = a.x + (p.n * a.h + v.i0) * a.w * a.c + p.c;
     const float* row1 = a.x + (p.n * a.h + v.i1) * a.w * a.c + p.c;
@@ -167,15 +238,15 @@ std::vector<Readers> readers(const std::vector<ResizeTap>& taps, int64_t in) {
   return r;
 }
 
-template <class Index>
 struct ResizeBackward {
   ResizeArgs a;
+  PixelIndex pixels;
   const ResizeTap* th;
   const ResizeTap* tw;
   const Readers* rh;
   const Readers* rw;
   DETENT_HD void operator()(int64_t i) const {
-    const Pixel p = pixel_at<Index>(i, a.h, a.w, a.c);
+    const Pixel p = pixels.at(i);
     float sum = 0.0f;
     for (int64_t oh = rh[p.h].first; oh <= rh[p.h].last; ++oh) {
       const ResizeTap v = th[oh];
@@ -193,30 +264,36 @@ struct ResizeBackward {
   }
 };
 
+// Calls fn.template operator()<4 or 1>(geometry).
+template <class Fn>
+void with_width(const ConvGeometry& g, bool aligned, Fn&& fn) {
+  g.c % 4 == 0 && aligned ? fn.template operator()<4>(g) : fn.template operator()<1>(g);
+}
+
 }  // namespace
 
 void max_pool(const PoolArgs& a) {
-  const ConvGeometry& g = a.geometry;
-  const int64_t n = g.n * g.oh * g.ow * g.c;
-  with_index(n, [&]<class Index>() { elements("max_pool", n, MaxPool<Index>{a}); });
+  with_width(a.geometry, aligned16(a.x) && aligned16(a.y) && aligned16(a.index), [&]<int Width>(const ConvGeometry& g) {
+    elements("max_pool", g.n * g.oh * g.ow * g.c / Width, MaxPool<Width>{PoolShape(g), {g.n, g.oh, g.ow, g.c / Width}, a.x, a.y, a.index});
+  });
 }
 
 void max_pool_backward(const PoolBackwardArgs& a) {
-  const ConvGeometry& g = a.geometry;
-  const int64_t n = g.n * g.h * g.w * g.c;
-  with_index(n, [&]<class Index>() { elements("max_pool_backward", n, MaxPoolBackward<Index>{a}); });
+  with_width(a.geometry, aligned16(a.dy) && aligned16(a.index) && aligned16(a.dx), [&]<int Width>(const ConvGeometry& g) {
+    elements("max_pool_backward", g.n * g.h * g.w * g.c / Width, MaxPoolBackward<Width>{PoolShape(g), {g.n, g.h, g.w, g.c / Width}, a.dy, a.index, a.dx});
+  });
 }
 
 void average_pool(const PoolArgs& a) {
-  const ConvGeometry& g = a.geometry;
-  const int64_t n = g.n * g.oh * g.ow * g.c;
-  with_index(n, [&]<class Index>() { elements("average_pool", n, AveragePool<Index>{a}); });
+  with_width(a.geometry, aligned16(a.x) && aligned16(a.y), [&]<int Width>(const ConvGeometry& g) {
+    elements("average_pool", g.n * g.oh * g.ow * g.c / Width, AveragePool<Width>{AverageShape(a), {g.n, g.oh, g.ow, g.c / Width}, a.x, a.y});
+  });
 }
 
 void average_pool_backward(const PoolBackwardArgs& a) {
-  const ConvGeometry& g = a.geometry;
-  const int64_t n = g.n * g.h * g.w * g.c;
-  with_index(n, [&]<class Index>() { elements("average_pool_backward", n, AveragePoolBackward<Index>{a}); });
+  with_width(a.geometry, aligned16(a.dy) && aligned16(a.dx), [&]<int Width>(const ConvGeometry& g) {
+    elements("average_pool_backward", g.n * g.h * g.w * g.c / Width, AveragePoolBackward<Width>{AverageShape(a), {g.n, g.h, g.w, g.c / Width}, a.dy, a.dx});
+  });
 }
 
 void average_codes(const AverageCodesArgs& a) {
@@ -227,7 +304,7 @@ void resize(const ResizeArgs& a) {
   const std::vector<ResizeTap> th = taps(a, a.h, a.oh), tw = taps(a, a.w, a.ow);
   const Uploaded<ResizeTap> uh(th.data(), a.oh), uw(tw.data(), a.ow);
   const int64_t n = a.n * a.oh * a.ow * a.c;
-  with_index(n, [&]<class Index>() { elements("resize", n, Resize<Index>{a, uh.get(), uw.get()}); });
+  elements("resize", n, Resize{a, {a.n, a.oh, a.ow, a.c}, uh.get(), uw.get()});
 }
 
 void resize_backward(const ResizeArgs& a) {
@@ -236,7 +313,7 @@ void resize_backward(const ResizeArgs& a) {
   const Uploaded<ResizeTap> uh(th.data(), a.oh), uw(tw.data(), a.ow);
   const Uploaded<Readers> vh(rh.data(), a.h), vw(rw.data(), a.w);
   const int64_t n = a.n * a.h * a.w * a.c;
-  with_index(n, [&]<class Index>() { elements("resize_backward", n, ResizeBackward<Index>{a, uh.get(), uw.get(), vh.get(), vw.get()}); });
+  elements("resize_backward", n, ResizeBackward{a, {a.n, a.h, a.w, a.c}, uh.get(), uw.get(), vh.get(), vw.get()});
 }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE
