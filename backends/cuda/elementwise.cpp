@@ -5,23 +5,62 @@
 namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
-struct Fill {
+// y[i] = f(in[0][i], ...): four neighbours a thread where the pointers allow it, all of them read before the first is written.
+template <class F, int Inputs>
+struct Map {
+  const float* in[Inputs > 0 ? Inputs : 1];
   float* y;
+  int64_t n;
+  bool whole;
+  F f;
+  DETENT_HD float one(const float* v) const {
+    if constexpr (Inputs == 0) return f();
+    if constexpr (Inputs == 1) return f(v[0]);
+    if constexpr (Inputs == 2) return f(v[0], v[1]);
+    if constexpr (Inputs == 3) return f(v[0], v[1], v[2]);
+  }
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t at = 4 * i;
+    float v[4][Inputs > 0 ? Inputs : 1];
+    if (whole && at + 4 <= n) {
+      DETENT_UNROLL
+      for (int p = 0; p < Inputs; ++p) {
+        const auto q = *reinterpret_cast<const Four<float>*>(in[p] + at);
+        DETENT_UNROLL
+        for (int k = 0; k < 4; ++k) v[k][p] = q.v[k];
+      }
+      Four<float> out;
+      DETENT_UNROLL
+      for (int k = 0; k < 4; ++k) out.v[k] = one(v[k]);
+      *reinterpret_cast<Four<float>*>(y + at) = out;
+      return;
+    }
+    for (int64_t k = at; k < n && k < at + 4; ++k) {
+      DETENT_UNROLL
+      for (int p = 0; p < Inputs; ++p) v[0][p] = in[p][k];
+      y[k] = one(v[0]);
+    }
+  }
+};
+
+template <class F, class... In>
+void map(const char* name, int64_t n, float* y, const F& f, const In*... in) {
+  const bool whole = aligned16(y) && (aligned16(in) && ...);
+  elements(name, (n + 3) / 4, Map<F, sizeof...(In)>{{in...}, y, n, whole, f});
+}
+
+struct Constant {
   float value;
-  DETENT_HD void operator()(int64_t i) const { y[i] = value; }
+  DETENT_HD float operator()() const { return value; }
 };
 
-struct Accumulate {
-  float* y;
-  const float* x;
-  DETENT_HD void operator()(int64_t i) const { y[i] += x[i]; }
+struct Sum {
+  DETENT_HD float operator()(float a, float b) const { return a + b; }
 };
 
-struct Scale {
-  float* y;
-  const float* x;
+struct Times {
   float factor;
-  DETENT_HD void operator()(int64_t i) const { y[i] = factor * x[i]; }
+  DETENT_HD float operator()(float x) const { return factor * x; }
 };
 
 // One count per block of kPer elements.
@@ -76,27 +115,21 @@ struct Gather {
 
 template <class F>
 struct Forward {
-  const float* x;
-  float* y;
   float a, b;
-  DETENT_HD void operator()(int64_t i) const { y[i] = F::fwd(x[i], a, b); }
+  DETENT_HD float operator()(float x) const { return F::fwd(x, a, b); }
 };
 
 template <class F>
 struct Backward {
-  const float* x;
-  const float* y;
-  const float* dy;
-  float* dx;
   float a, b;
-  DETENT_HD void operator()(int64_t i) const { dx[i] = F::bwd(x[i], y[i], dy[i], a, b); }
+  DETENT_HD float operator()(float x, float y, float dy) const { return F::bwd(x, y, dy, a, b); }
 };
 
 }  // namespace
 
-void fill(float* y, float value, int64_t n) { elements("fill", n, Fill{y, value}); }
-void accumulate(float* y, const float* x, int64_t n) { elements("accumulate", n, Accumulate{y, x}); }
-void scale(float* y, const float* x, float factor, int64_t n) { elements("scale", n, Scale{y, x, factor}); }
+void fill(float* y, float value, int64_t n) { map("fill", n, y, Constant{value}); }
+void accumulate(float* y, const float* x, int64_t n) { map("accumulate", n, y, Sum{}, y, x); }
+void scale(float* y, const float* x, float factor, int64_t n) { map("scale", n, y, Times{factor}, x); }
 
 void count_nonfinite(const FloatSpan* spans, int64_t count, int64_t* nonfinite) {
   if (count == 0) return;
@@ -119,11 +152,11 @@ void gather(const FloatSpan* spans, int64_t count, float* y) {
 }
 
 void pointwise(const PointwiseArgs& a) {
-  visit_pointwise(a.op.kind, [&]<class F>() { elements(name_of(a.op.kind), a.n, Forward<F>{a.x, a.out, a.op.a, a.op.b}); });
+  visit_pointwise(a.op.kind, [&]<class F>() { map(name_of(a.op.kind), a.n, a.out, Forward<F>{a.op.a, a.op.b}, a.x); });
 }
 
 void pointwise_backward(const PointwiseArgs& a) {
-  visit_pointwise(a.op.kind, [&]<class F>() { elements(name_of(a.op.kind), a.n, Backward<F>{a.x, a.y, a.dy, a.out, a.op.a, a.op.b}); });
+  visit_pointwise(a.op.kind, [&]<class F>() { map(name_of(a.op.kind), a.n, a.out, Backward<F>{a.op.a, a.op.b}, a.x, a.y, a.dy); });
 }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE
