@@ -150,6 +150,7 @@ void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& a)
   const ConvGeometry& g = a.geometry;
   if (g.n * g.h * g.w * g.c == 0) return;
   if (!fits_tiles(g) || runs_direct(g)) return direct_backward_data(a);
+  if (!o.force_tile && runs_narrow(a)) return narrow_backward_data(a);
   const int64_t columns = g.c / g.groups, depth = g.k / g.groups, row = g.s * columns;
   const ExactWeights exact(o.precision, a.w, a.w_grid, g.k, g.r * row);
   if (o.blas && !exact.used && g.groups == 1 && is_pointwise(g)) {

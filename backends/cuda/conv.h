@@ -125,6 +125,9 @@ struct IntegerWeights {
 void direct_forward(const Conv2dArgs&, const IntegerWeights* integer);
 void direct_backward_data(const Conv2dBackwardDataArgs&);
 void direct_backward_filter(const Conv2dBackwardFilterArgs&);
+/// Backward-data to few input channels (conv_narrow.cpp).
+bool runs_narrow(const Conv2dBackwardDataArgs&);
+void narrow_backward_data(const Conv2dBackwardDataArgs&);
 /// True when a convolution can run on codes and bytes.
 bool runs_integer(const Conv2dArgs&);
 void integer_forward(const ConvOptions&, const Conv2dArgs&);

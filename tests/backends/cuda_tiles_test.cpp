@@ -128,6 +128,32 @@ TEST_CASE("every tile in every precision, three directions") {
   }
 }
 
+TEST_CASE("backward-data to few input channels, in any precision, is a sum in f32") {
+  const ConvGeometry few[] = {
+      geometry(2, 17, 16, 3, 20, 7, 2, 3), geometry(1, 20, 37, 3, 64, 7, 2, 3),   geometry(2, 9, 11, 1, 36, 3, 1, 1), geometry(1, 11, 19, 4, 68, 3, 3, 2),
+      geometry(1, 10, 9, 2, 4, 3, 2, 2, 2), geometry(2, 6, 18, 8, 40, 2, 1, 0), geometry(1, 5, 4, 5, 12, 1, 3, 0),  geometry(1, 3, 3, 3, 8, 5, 1, 4),
+  };
+  for (const ConvGeometry& g : few) {
+    const std::vector<float> w = test::random_values(weights(g), -1, 1, 2), dy = test::random_values(outputs(g), -1, 1, 3);
+    Want dx(inputs(g));
+    products(g, [&](int64_t o, int64_t i, int64_t f) { dx.add(i, static_cast<double>(dy[static_cast<size_t>(o)]) * static_cast<double>(w[static_cast<size_t>(f)])); });
+    std::vector<float> first;
+    for (const auto& [precision, rounding] : kPrecisions) {
+      CAPTURE(text(g.n, "x", g.h, "x", g.w, "x", g.c, " to ", g.k, ", ", g.r, "x", g.s, " stride ", g.stride_h, ", precision ", static_cast<int>(precision)));
+      const Conv2dBackwardDataArgs a{.geometry = g, .dy = dy.data(), .w = w.data()};
+      REQUIRE(runs_narrow(a));
+      const std::vector<float> got = filled<float>(inputs(g), [&, p = precision](float* out) {
+        Conv2dBackwardDataArgs to = a;
+        to.dx = out;
+        DETENT_CUDA_NAMESPACE::conv2d_backward_data({.precision = p, .blas = false}, to);
+      });
+      CHECK(dx.first_far(got, 0.0) == -1);
+      if (first.empty()) first = got;
+      CHECK(test::same_bits(got, first));
+    }
+  }
+}
+
 TEST_CASE("a sum over pixels in splits is the sum of its parts, in order") {
   // Integers: every order gives the same bits, so a stage lost or counted twice shows.
   const ConvGeometry g = geometry(3, 33, 35, 20, 24, 3, 1, 1);
