@@ -30,19 +30,42 @@ struct ChannelScales {
   DETENT_HD void operator()(int64_t k) const { scale[k] = grid.grids[grid.per_channel ? k : 0].scale; }
 };
 
-// Weights as their integers where the precision would round the dequantized ones.
-struct ExactWeights {
-  bool used;
+// y = x rounded to TF32.
+struct RoundWeights {
+  const float* x;
+  float* y;
+  int64_t n;
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t at = 4 * i;
+    for (int64_t k = at; k < n && k < at + 4; ++k) y[k] = Tf32::rounded(x[k]);
+  }
+};
+
+// What weights become in tiles. Exact: their integers, where the precision would round the dequantized ones.
+struct WeightPlan {
+  bool exact;
   Precision precision;
-  Scratch<float> q, scale;
-  ExactWeights(Precision p, const float* w, const WeightGrid& grid, int64_t k, int64_t per_channel)
-      : used(p != Precision::f32 && grid.magnitude > 0 && exact_for(p, grid.magnitude) != Precision::f32),
-        precision(grid.magnitude > 0 ? exact_for(p, grid.magnitude) : p),
-        q(used ? k * per_channel : 0),
-        scale(used ? k : 0) {
-    if (!used) return;
-    elements("weight_codes", k * per_channel, WeightCodes{w, grid, per_channel, q.get()});
-    elements("weight_scales", k, ChannelScales{grid, scale.get()});
+  WeightPlan(Precision p, const WeightGrid& grid)
+      : exact(p != Precision::f32 && grid.magnitude > 0 && exact_for(p, grid.magnitude) != Precision::f32), precision(grid.magnitude > 0 ? exact_for(p, grid.magnitude) : p) {}
+};
+
+// Made once per call: every tile would do it again.
+struct TileWeights {
+  bool exact, rounded;
+  Scratch<float> copy, scale;
+  const float* p;
+  TileWeights(const WeightPlan& plan, const float* w, const WeightGrid& grid, int64_t k, int64_t per_channel)
+      : exact(plan.exact),
+        rounded(plan.exact || plan.precision == Precision::tf32),
+        copy(rounded ? k * per_channel : 0),
+        scale(exact ? k : 0),
+        p(rounded ? copy.get() : w) {
+    if (exact) {
+      elements("weight_codes", k * per_channel, WeightCodes{w, grid, per_channel, copy.get()});
+      elements("weight_scales", k, ChannelScales{grid, scale.get()});
+    } else if (rounded) {
+      elements("round_weights", ceil_div(k * per_channel, 4), RoundWeights{w, copy.get(), k * per_channel});
+    }
   }
 };
 
@@ -110,11 +133,12 @@ static void forward(const ConvOptions& o, const Conv2dArgs& a) {
   if (!tiles || runs_direct(g)) return direct_forward(a, nullptr);
   const int64_t depth = g.c / g.groups, columns = g.k / g.groups, sum = g.r * g.s * depth;
   const Gather gather = forward_gather(g, true);
-  const ExactWeights exact(o.precision, a.w, a.w_grid, g.k, sum);
-  if (o.blas && !exact.used && a.input.x && g.groups == 1 && is_pointwise(g) && plain(a.epilogue)) {
+  const WeightPlan plan(o.precision, a.w_grid);
+  if (o.blas && !plan.exact && a.input.x && g.groups == 1 && is_pointwise(g) && plain(a.epilogue)) {
     GemmArgs m{.m = gather.pixels(), .n = g.k, .k = g.c, .transpose_b = true, .a = a.input.x, .b = a.w, .y = a.epilogue.y};
-    if (blas_gemm(exact.precision, m, a.epilogue.bias)) return;
+    if (blas_gemm(plan.precision, m, a.epilogue.bias)) return;
   }
+  const TileWeights weights(plan, a.w, a.w_grid, g.k, sum);
   PixelGather x = pixel_gather(gather, depth);
   x.x = a.input.x;
   x.codes = a.input.x ? nullptr : a.input.codes;
@@ -122,7 +146,8 @@ static void forward(const ConvOptions& o, const Conv2dArgs& a) {
   x.resident = a.input.x ? nullptr : a.input.resident;
   x.vector = reads_vectors(x, depth, 4);
   MatrixOperand w;
-  w.p = exact.used ? exact.q.get() : a.w;
+  w.p = weights.p;
+  w.rounded = weights.rounded;
   w.pitch = sum;
   w.group_stride = columns * sum;
   w.rows = static_cast<int32_t>(columns);
@@ -133,11 +158,11 @@ static void forward(const ConvOptions& o, const Conv2dArgs& a) {
   store.place.vector = writes_four(a.epilogue, g.k) && columns % 4 == 0;
   store.epilogue = a.epilogue;
   store.alpha = input_factor(a.input);
-  store.channel_scale = exact.used ? exact.scale.get() : nullptr;
+  store.channel_scale = weights.exact ? weights.scale.get() : nullptr;
   TileCut cut;
   cut.rows = gather.pixels(), cut.columns = columns, cut.groups = g.groups, cut.sum = sum;
   cut.shape = o.force_tile ? o.tile : select_tile(cut.rows, cut.columns, cut.groups);
-  with_policy(exact.precision, [&]<class P>() { FloatTiles<P>::pixels_by_rows("conv2d", cut, x, w, store); });
+  with_policy(plan.precision, [&]<class P>() { FloatTiles<P>::pixels_by_rows("conv2d", cut, x, w, store); });
 }
 
 void conv2d(const ConvOptions& o, const Conv2dArgs& a) {
@@ -152,21 +177,22 @@ void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& a)
   if (!fits_tiles(g) || runs_direct(g)) return direct_backward_data(a);
   if (!o.force_tile && runs_narrow(a)) return narrow_backward_data(a);
   const int64_t columns = g.c / g.groups, depth = g.k / g.groups, row = g.s * columns;
-  const ExactWeights exact(o.precision, a.w, a.w_grid, g.k, g.r * row);
-  if (o.blas && !exact.used && g.groups == 1 && is_pointwise(g)) {
-    if (blas_gemm(exact.precision, {.m = g.n * g.h * g.w, .n = g.c, .k = g.k, .a = a.dy, .b = a.w, .y = a.dx}, nullptr)) return;
+  const WeightPlan plan(o.precision, a.w_grid);
+  if (o.blas && !plan.exact && g.groups == 1 && is_pointwise(g)) {
+    if (blas_gemm(plan.precision, {.m = g.n * g.h * g.w, .n = g.c, .k = g.k, .a = a.dy, .b = a.w, .y = a.dx}, nullptr)) return;
   }
-  const float* const weights = exact.used ? exact.q.get() : a.w;
+  const TileWeights weights(plan, a.w, a.w_grid, g.k, g.r * row);
   for (int64_t ph = 0; ph < (g.stride_h < g.h ? g.stride_h : g.h); ++ph) {
     for (int64_t pw = 0; pw < (g.stride_w < g.w ? g.stride_w : g.w); ++pw) {
       const Phase phase = backward_phase(g, ph, pw);
       PixelGather dy = pixel_gather(phase.gather, depth);
       dy.x = a.dy;
-      dy.channel_scale = exact.used ? exact.scale.get() : nullptr;
+      dy.channel_scale = weights.exact ? weights.scale.get() : nullptr;
       dy.vector = reads_vectors(dy, depth, 4);
-      const float* const first = weights + phase.r0 * row + phase.s0 * columns;
+      const float* const first = weights.p + phase.r0 * row + phase.s0 * columns;
       MatrixOperand w;
       w.p = first;
+      w.rounded = weights.rounded;
       w.group_stride = depth * g.r * row;
       w.pitch = g.r * row;
       w.tap_row = phase.r_step * row, w.tap_col = phase.s_step * columns;
@@ -182,7 +208,7 @@ void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& a)
       TileCut cut;
       cut.rows = phase.gather.pixels(), cut.columns = columns, cut.groups = g.groups, cut.sum = dy.sum;
       cut.shape = o.force_tile ? o.tile : select_tile(cut.rows, cut.columns, cut.groups);
-      with_policy(exact.precision, [&]<class P>() { FloatTiles<P>::pixels_by_columns("conv2d_backward_data", cut, dy, w, store); });
+      with_policy(plan.precision, [&]<class P>() { FloatTiles<P>::pixels_by_columns("conv2d_backward_data", cut, dy, w, store); });
     }
   }
 }

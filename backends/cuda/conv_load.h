@@ -98,8 +98,22 @@ DETENT_HD void copy_four(Block& block, const PixelGather& g, float* to, int64_t 
   }
 }
 
-/// The same for `Count` fours, `pitch` apart; all are read before the first is written.
-template <int Count>
+/// Rounds `Count` fours, `pitch` apart, where they have arrived; all are read before the first is written.
+template <class Tile, int Count>
+DETENT_HD void round_fours(float* to, int pitch) {
+  FloatQuad v[Count];
+  DETENT_UNROLL
+  for (int i = 0; i < Count; ++i) v[i] = *reinterpret_cast<const FloatQuad*>(to + i * pitch);
+  DETENT_UNROLL
+  for (int i = 0; i < Count; ++i) {
+    DETENT_UNROLL
+    for (int e = 0; e < 4; ++e) v[i].v[e] = Tile::rounded(v[i].v[e]);
+    *reinterpret_cast<FloatQuad*>(to + i * pitch) = v[i];
+  }
+}
+
+/// What copy_four left, likewise. Codes about their zero point are exact in any precision.
+template <class Tile, int Count>
 DETENT_HD void convert_fours(const PixelGather& g, int32_t zero, int32_t channel, float* to, int pitch) {
   if (g.codes) {
     uint32_t word[Count];
@@ -125,7 +139,7 @@ DETENT_HD void convert_fours(const PixelGather& g, int32_t zero, int32_t channel
     DETENT_UNROLL
     for (int i = 0; i < Count; ++i) {
       DETENT_UNROLL
-      for (int e = 0; e < 4; ++e) v[i].v[e] *= scale.v[e];
+      for (int e = 0; e < 4; ++e) v[i].v[e] = Tile::rounded(v[i].v[e] * scale.v[e]);
       *reinterpret_cast<FloatQuad*>(to + i * pitch) = v[i];
     }
   }
@@ -183,12 +197,16 @@ struct PixelRows {
     }
   }
 
-  template <class T>
+  template <class T, class Tile>
   DETENT_HD void arrived(const State& s, int t, int stage, Stored* dst) const {
     if constexpr (sizeof(Stored) != 1) {
-      if (!g.vector || as_is(g)) return;
       const int k = t % kChunks * kPer, sum = stage * Depth + k;
-      convert_fours<kPasses>(g, s.zero, s.channel0 + tap_offset(g, sum < g.sum ? sum : 0).c, dst + T::at(t / kChunks, k), kStep * T::kPitch);
+      Stored* const to = dst + T::at(t / kChunks, k);
+      if (g.vector && !as_is(g)) {
+        convert_fours<Tile, kPasses>(g, s.zero, s.channel0 + tap_offset(g, sum < g.sum ? sum : 0).c, to, kStep * T::kPitch);
+      } else if (Tile::kRounds) {
+        round_fours<Tile, kPasses>(to, kStep * T::kPitch);
+      }
     }
   }
 
@@ -269,10 +287,14 @@ struct PixelColumns {
     }
   }
 
-  template <class T>
+  template <class T, class Tile>
   DETENT_HD void arrived(const State& s, int t, int, Stored* dst) const {
-    if (!g.vector || as_is(g)) return;
-    convert_fours<kPasses>(g, s.zero, s.channel0 + s.tap.c, dst + T::at(t % kChunks * 4, t / kChunks), kStep * T::kPitch);
+    Stored* const to = dst + T::at(t % kChunks * 4, t / kChunks);
+    if (g.vector && !as_is(g)) {
+      convert_fours<Tile, kPasses>(g, s.zero, s.channel0 + s.tap.c, to, kStep * T::kPitch);
+    } else if (Tile::kRounds) {
+      round_fours<Tile, kPasses>(to, kStep * T::kPitch);
+    }
   }
 };
 
@@ -284,6 +306,7 @@ struct MatrixOperand {
   int32_t rows = 0, sum = 0, depth = 1;
   FastDiv by_depth, by_cols;
   bool vector = false;
+  bool rounded = false;  // to what the precision holds
   /// Whether the k of a stage are of one tap; that of the first is enough then.
   template <int Depth>
   DETENT_HD bool one_tap() const {
@@ -326,8 +349,12 @@ struct MatrixRowsOf {
     }
   }
 
-  template <class T>
-  DETENT_HD void arrived(const State&, int, int, Stored*) const {}
+  template <class T, class Tile>
+  DETENT_HD void arrived(const State&, int t, int, Stored* dst) const {
+    if constexpr (sizeof(Stored) != 1) {
+      if (Tile::kRounds && !m.rounded) round_fours<Tile, kPasses>(dst + T::at(t / kChunks, t % kChunks * kPer), kStep * T::kPitch);
+    }
+  }
 };
 template <class Stored, int Rows, int Depth>
 using MatrixRowsB = MatrixRowsOf<Stored, Rows, Depth, false>;
@@ -378,8 +405,10 @@ struct MatrixColumnsOf {
     }
   }
 
-  template <class T>
-  DETENT_HD void arrived(const State&, int, int, Stored*) const {}
+  template <class T, class Tile>
+  DETENT_HD void arrived(const State&, int t, int, Stored* dst) const {
+    if (Tile::kRounds && !m.rounded) round_fours<Tile, kPasses>(dst + T::at(t % kChunks * 4, t / kChunks), kStep * T::kPitch);
+  }
 
  private:
   DETENT_HD const Stored* element(const State& s, int32_t sum) const {

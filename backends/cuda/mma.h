@@ -41,12 +41,19 @@ DETENT_HD uint32_t bf16_pair(float low, float high) {
 #endif
 }
 
-// A policy: Stored is the element in shared memory, kPack elements make a word, word() reads one with `stride` between elements along the summed axis.
+// A policy: Stored is the element in shared memory, kPack elements make a word, word() reads one with `stride` between elements along the summed axis. kRounds:
+// elements are rounded in shared memory, once, by the thread that copied them. kWordsLie: those that run along rows are words as they lie there.
 struct Tf32 {
   using Stored = float;
   using Acc = float;
   static constexpr int kPack = 1;
-  static DETENT_HD uint32_t word(const float* p, int) { return tf32_bits(*p); }
+  static constexpr bool kRounds = true, kWordsLie = true;
+  static DETENT_HD float rounded(float x) {
+    const uint32_t bits = tf32_bits(x);
+    memcpy(&x, &bits, 4);
+    return x;
+  }
+  static DETENT_HD uint32_t word(const float* p, int) { return *reinterpret_cast<const uint32_t*>(p); }
   static DETENT_HD void mma(float* d, const uint32_t* a, const uint32_t* b);
 };
 
@@ -54,6 +61,8 @@ struct Bf16 {
   using Stored = float;  // rounded on the way into the registers
   using Acc = float;
   static constexpr int kPack = 2;
+  static constexpr bool kRounds = false, kWordsLie = false;
+  static DETENT_HD float rounded(float x) { return x; }
   static DETENT_HD uint32_t word(const float* p, int stride) { return bf16_pair(p[0], p[stride]); }
   static DETENT_HD void mma(float* d, const uint32_t* a, const uint32_t* b);
 };
@@ -63,9 +72,22 @@ struct U8S8 {
   using Stored = uint8_t;
   using Acc = int32_t;
   static constexpr int kPack = 4;
+  static constexpr bool kRounds = false, kWordsLie = true;
   static DETENT_HD uint32_t word(const uint8_t* p, int) { return *reinterpret_cast<const uint32_t*>(p); }
   static DETENT_HD void mma(int32_t* d, const uint32_t* a, const uint32_t* b);
 };
+
+/// Four matrices of 8 rows by 4 words, as fragments have them: r[i] = word (lane / 4, lane % 4) of matrix i. at(i, row) is where four words of a row lie, 16 bytes
+/// aligned; all lanes of a warp come here.
+template <class At>
+DETENT_HD void load_matrices(uint32_t* r, int lane, At&& at) {
+#if defined(__CUDA_ARCH__)
+  const auto row = static_cast<unsigned>(__cvta_generic_to_shared(at(lane / 8, lane % 8)));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
+#else
+  for (int i = 0; i < 4; ++i) memcpy(r + i, reinterpret_cast<const char*>(at(i, lane / 4)) + lane % 4 * 4, 4);
+#endif
+}
 
 #if defined(__CUDACC__)
 

@@ -29,12 +29,14 @@ struct TensorTile {
   using Acc = typename Mma::Acc;
   static constexpr int kM = BM, kN = BN, kDepth = sizeof(Stored) == 1 ? 64 : 32;
   static constexpr int kWarpsN = kTileThreads / 32 / WarpsM, kWM = BM / WarpsM, kWN = BN / kWarpsN, kMT = kWM / 16, kNT = kWN / 8;
-  static_assert(kMT * 16 * WarpsM == BM && kNT * 8 * kWarpsN == BN);
+  static_assert(kMT * 16 * WarpsM == BM && kNT * 8 * kWarpsN == BN && kNT % 2 == 0);
   // Fragments are read at (row g, word t): a pitch of 4 words mod 32 (k_major, one element a word) or 8 (k_minor) spreads them over all banks; two elements a word
   // swap the two.
   template <Major major>
   static constexpr int kPad = sizeof(Stored) == 1 ? 16 : ((major == Major::k_major) == (Mma::kPack == 1) ? 4 : 8);
   using Registers = Fragments<Mma, kMT, kNT>;
+  static constexpr bool kRounds = Mma::kRounds;
+  static DETENT_HD float rounded(float x) { return Mma::rounded(x); }
 
   static DETENT_HD void clear(Registers& r) {
     DETENT_UNROLL
@@ -47,7 +49,7 @@ struct TensorTile {
     }
   }
 
-  static DETENT_HD int row0(int t) { return t / 32 % WarpsM * kWM + t % 32 / 4; }
+  static DETENT_HD int row0(int t) { return t / 32 % WarpsM * kWM; }
   static DETENT_HD int column0(int t) { return t / 32 / WarpsM * kWN; }
 
   /// registers += the product of a stage.
@@ -58,16 +60,27 @@ struct TensorTile {
     for (int k0 = 0; k0 < kDepth; k0 += kWords * Mma::kPack) {
       block.each([&](int t) {
         Registers& r = registers[t];
-        const int m0 = row0(t), n0 = column0(t) + t % 32 / 4, k = k0 + t % 4 * Mma::kPack;
+        const int lane = t % 32, group = lane / 4, m0 = row0(t), n0 = column0(t), k = k0 + t % 4 * Mma::kPack;
         DETENT_UNROLL
         for (int i = 0; i < kMT; ++i) {
-          DETENT_UNROLL
-          for (int e = 0; e < 4; ++e) r.a[i][e] = Mma::word(a + TA::at(m0 + i * 16 + e % 2 * 8, k + e / 2 * 4 * Mma::kPack), TA::kStride);
+          if constexpr (Mma::kWordsLie && TA::kMajor == Major::k_major) {
+            load_matrices(r.a[i], lane, [&](int e, int row) { return a + TA::at(m0 + i * 16 + e % 2 * 8 + row, k0 + e / 2 * 4 * Mma::kPack); });
+          } else {
+            DETENT_UNROLL
+            for (int e = 0; e < 4; ++e) r.a[i][e] = Mma::word(a + TA::at(m0 + group + i * 16 + e % 2 * 8, k + e / 2 * 4 * Mma::kPack), TA::kStride);
+          }
         }
-        DETENT_UNROLL
-        for (int j = 0; j < kNT; ++j) {
+        if constexpr (Mma::kWordsLie && TB::kMajor == Major::k_major) {
           DETENT_UNROLL
-          for (int e = 0; e < 2; ++e) r.b[j][e] = Mma::word(b + TB::at(n0 + j * 8, k + e * 4 * Mma::kPack), TB::kStride);
+          for (int j = 0; j < kNT; j += 2) {  // two strips at once
+            load_matrices(r.b[j], lane, [&](int e, int row) { return b + TB::at(n0 + (j + e / 2) * 8 + row, k0 + e % 2 * 4 * Mma::kPack); });
+          }
+        } else {
+          DETENT_UNROLL
+          for (int j = 0; j < kNT; ++j) {
+            DETENT_UNROLL
+            for (int e = 0; e < 2; ++e) r.b[j][e] = Mma::word(b + TB::at(n0 + group + j * 8, k + e * 4 * Mma::kPack), TB::kStride);
+          }
         }
       });
       block.template multiply<Mma, kMT, kNT>(registers);
@@ -77,7 +90,7 @@ struct TensorTile {
   /// fn(row, column, sum) for the sums of thread t.
   template <class Fn>
   static DETENT_HD void for_each(const Registers& r, int t, Fn&& fn) {
-    const int m0 = row0(t), n0 = column0(t) + t % 4 * 2;
+    const int m0 = row0(t) + t % 32 / 4, n0 = column0(t) + t % 4 * 2;
     DETENT_UNROLL
     for (int i = 0; i < kMT; ++i) {
       DETENT_UNROLL
@@ -97,6 +110,8 @@ struct FmaTile {
   static constexpr int kM = BM, kN = BN, kDepth = 32, kMT = BM / 16, kNT = BN / 16;
   template <Major major>
   static constexpr int kPad = major == Major::k_major ? 4 : 8;
+  static constexpr bool kRounds = false;
+  static DETENT_HD float rounded(float x) { return x; }
   struct Registers {
     float d[kMT][kNT];
   };
@@ -220,8 +235,8 @@ struct TileBody {
       const int slot = static_cast<int>(static_cast<uint32_t>(stage - first) % Stages);
       block.template wait<Stages - 2>();
       block.each([&](int t) {
-        a.template arrived<TA>(sa[t], t, stage, shared.in.a[slot]);
-        b.template arrived<TB>(sb[t], t, stage, shared.in.b[slot]);
+        a.template arrived<TA, Tile>(sa[t], t, stage, shared.in.a[slot]);
+        b.template arrived<TB, Tile>(sb[t], t, stage, shared.in.b[slot]);
       });
       block.sync();  // everybody's part of this stage is there, and nobody reads the one to be overwritten
       if (stage + Stages - 1 < last) load(stage + Stages - 1, slot == 0 ? Stages - 1 : slot - 1);

@@ -139,7 +139,7 @@ void Machine::run_lanes(Warp& w, Lanes& now) {
   while (now.pc < until) {
     const Instruction& i = code[now.pc];
     if (++w.block->steps > kMostSteps) fault(w, i, 0, "a loop without end");
-    if ((i.control == Control::barrier || i.kind == Kind::matrix) && now.mask != w.all) {
+    if ((i.control == Control::barrier || i.whole_warp) && now.mask != w.all) {
       now.waiting = true;
       return;
     }

@@ -329,6 +329,24 @@ TEST_CASE("what is not known is an error that names the line") {
   CHECK_FAULT("add.s32 %r5, %r6, somewhere;\n", "PTX line 24");
 }
 
+TEST_CASE("a load of matrices gives each lane a word of each, from rows that other lanes name") {
+  // Shared word k holds k; row r of matrix m is the 16 bytes at word 4 * (r * 4 + m).
+  const std::string fill = "mov.u32 %r5, 0;\n$L1:\nadd.s32 %r6, %r5, %r1;\nshl.b32 %r7, %r5, 2;\nadd.s32 %r7, %r7, %r3;\nst.shared.u32 [%r7], %r6;\nadd.s32 %r5, %r5, 32;\n"
+                           "setp.lt.s32 %p1, %r5, 128;\n@%p1 bra $L1;\nbar.sync 0;\n";
+  const std::string row = "and.b32 %r8, %r1, 7;\nshr.u32 %r9, %r1, 3;\nshl.b32 %r8, %r8, 6;\nshl.b32 %r9, %r9, 4;\nadd.s32 %r8, %r8, %r9;\nadd.s32 %r8, %r8, %r4;\n";
+  const std::string load = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10,%r11,%r12,%r13}, [%r8];\n";
+  std::string store;
+  for (int m = 0; m < 4; ++m) store += "st.global.u32 [%rd2+" + std::to_string(128 * m) + "], %r" + std::to_string(10 + m) + ";\n";
+  run(fill + row + load + store);
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    for (uint32_t m = 0; m < 4; ++m) CHECK(g_memory[m * 32 + lane] == 4 * (lane / 4 * 4 + m) + lane % 4);
+  }
+  const auto says = [](const std::string& body, const char* what) { return fault_of(body, 32, 1).find(what) != std::string::npos; };
+  CHECK(says(row + load, "nobody wrote"));
+  CHECK(says(fill + row + "add.s32 %r8, %r8, 4;\n" + load, "not aligned"));
+  CHECK(says(fill + row + "setp.lt.s32 %p1, %r1, 8;\n@%p1 bra $L2;\n" + load + "$L2:\n", "not all threads of the warp come here"));
+}
+
 // The fragments come from the tables of mma.h, which were written apart from this machine's.
 template <class Mma, class T>
 void check_matrix(const char* instruction, bool floats) {

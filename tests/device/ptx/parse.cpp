@@ -330,6 +330,7 @@ class Reader {
       i.constant_address = symbols_.count(names[n]) != 0;  // of a load: it comes last
     }
     i.results = results(i, name);
+    i.whole_warp = starts(name, "mma.") || starts(name, "ldmatrix.");
     if (starts(name, "ld.shared") || starts(name, "st.shared")) k_.small_shared |= small(name);
     if (starts(name, "ld.") || starts(name, "st.")) k_.small_global |= name.find(".shared") == std::string::npos && name.find(".param") == std::string::npos && small(name);
   }
@@ -338,7 +339,7 @@ class Reader {
   static uint8_t results(const Instruction& i, const std::string& name) {
     if (starts(name, "st.") || starts(name, "cp.")) return 0;
     if (starts(name, "ld.")) return static_cast<uint8_t>(i.operands - 1);
-    if (starts(name, "mma.")) return 4;
+    if (starts(name, "mma.") || starts(name, "ldmatrix.")) return 4;
     return i.operands == 3 && starts(name, "mov.b") && i.width[0] < i.width[2] ? 2 : 1;
   }
 

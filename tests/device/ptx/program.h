@@ -31,6 +31,7 @@ struct Instruction {
   Kind kind = Kind::other;
   bool guarded = false, guard_negated = false;
   bool constant_address = false;
+  bool whole_warp = false;            // all lanes do it together
   uint8_t operands = 0, results = 0;  // results come first
   uint32_t guard = 0;
   std::array<uint32_t, kMostOperands> row = {};
