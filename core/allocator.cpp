@@ -9,6 +9,7 @@
 
 #include "detent/core/error.h"
 #include "detent/core/host_memory.h"
+#include "detent/core/out_of_memory.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -95,7 +96,7 @@ void* CachingAllocator::allocate(size_t bytes) {
       m.trim_locked();
       p = m.raw->acquire(size);
     }
-    DETENT_CHECK(p, "out of memory", m.raw->state(), ": ", size, " bytes asked, ", m.stats.live_bytes, " in use; use a smaller batch");
+    if (!p) throw OutOfMemory(text("out of memory", m.raw->state(), ": ", size, " bytes asked, ", m.stats.live_bytes, " in use; use a smaller batch"));
     ++m.stats.raw_allocations;
     if (m.open_pool) {
       make_room(m.free_blocks[size]);  // where it goes when the pool is dropped

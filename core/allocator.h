@@ -32,7 +32,7 @@ class CachingAllocator {
   CachingAllocator(const CachingAllocator&) = delete;
   CachingAllocator& operator=(const CachingAllocator&) = delete;
 
-  /// At least `bytes` bytes, 64-byte aligned, uninitialised. On failure trims the cache and tries again, then throws Error with the bytes asked and held.
+  /// At least `bytes` bytes, 64-byte aligned, uninitialised. On failure trims the cache and tries again, then throws OutOfMemory (an Error) with the bytes asked and held.
   void* allocate(size_t bytes);
   void release(void* p, size_t bytes) noexcept;
   /// Returns every cached block to the raw allocator.

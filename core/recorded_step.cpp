@@ -1,6 +1,8 @@
 #include "detent/core/recorded_step.h"
 
-#include "detent/core/error.h"
+#include <utility>
+
+#include "detent/core/out_of_memory.h"
 
 namespace detent {
 namespace {
@@ -28,7 +30,33 @@ int64_t RecordedStep::recordings() const {
   return n;
 }
 
-std::vector<Tensor> RecordedStep::record(Entry& e, const std::vector<Tensor>& inputs, const Work& work) {
+bool RecordedStep::drop_oldest() noexcept {
+  Entry* oldest = nullptr;
+  for (auto& [key, e] : entries_) {
+    if (e.recording && (!oldest || e.used < oldest->used)) oldest = &e;
+  }
+  if (!oldest) return false;
+  // Blocks that tensors still hold stay with them when the recording's pool is dropped.
+  oldest->inputs.clear();
+  oldest->results.clear();
+  backend_.drop_recording(std::exchange(oldest->recording, nullptr));
+  return true;
+}
+
+std::vector<Tensor> RecordedStep::plain(const std::vector<Tensor>& inputs, const Work& work) {
+  for (;;) {
+    try {
+      std::vector<Tensor> on_device;
+      for (const Tensor& t : inputs) on_device.push_back(t.to(device_));
+      return work(on_device);
+    } catch (const OutOfMemory&) {
+      if (!drop_oldest()) throw;
+    }
+  }
+}
+
+// "", or why it cannot be recorded. Throws OutOfMemory.
+std::string RecordedStep::try_to_record(Entry& e, const std::vector<Tensor>& inputs, const Work& work) {
   e.inputs.clear();  // an attempt that an error cut short may have left some
   for (const Tensor& t : inputs) {
     e.inputs.emplace_back(t.shape(), t.dtype(), device_);
@@ -38,20 +66,37 @@ std::vector<Tensor> RecordedStep::record(Entry& e, const std::vector<Tensor>& in
   std::string why;
   try {
     e.results = work(e.inputs);
+  } catch (const OutOfMemory&) {
+    backend_.end_recording(false);
+    throw;
   } catch (const Error& error) {
     why = error.what();
   } catch (...) {
     backend_.end_recording(false);
     throw;
   }
-  if (why.empty()) {
-    try {
-      e.recording = backend_.end_recording(true);
-    } catch (const Error& error) {
-      why = error.what();
-    }
-  } else {
+  if (!why.empty()) {
     backend_.end_recording(false);
+    return why;
+  }
+  try {
+    e.recording = backend_.end_recording(true);
+  } catch (const Error& error) {
+    why = error.what();
+  }
+  return why;
+}
+
+std::vector<Tensor> RecordedStep::record(Entry& e, const std::vector<Tensor>& inputs, const Work& work) {
+  std::string why;
+  for (bool again = true; again;) {
+    again = false;
+    try {
+      why = try_to_record(e, inputs, work);
+    } catch (const OutOfMemory& error) {
+      why = error.what();
+      again = drop_oldest();
+    }
   }
   if (why.empty()) {
     backend_.replay(e.recording);  // recording ran nothing
@@ -60,31 +105,32 @@ std::vector<Tensor> RecordedStep::record(Entry& e, const std::vector<Tensor>& in
   e.inputs.clear();
   e.results.clear();
   refusal_ = e.refusal = why;
-  std::vector<Tensor> on_device;
-  for (const Tensor& t : inputs) on_device.push_back(t.to(device_));
-  return work(on_device);
+  return plain(inputs, work);
 }
 
 std::vector<Tensor> RecordedStep::run(const std::string& key, const std::vector<Tensor>& inputs, const Work& work) {
   refusal_.clear();
   if (!backend_.records()) {
     refusal_ = text(to_string(device_), " does not record");
-  } else {
-    Entry& e = entries_[key_of(key, backend_.precision(), inputs)];
-    if (e.recording) {
-      for (size_t i = 0; i < inputs.size(); ++i) e.inputs[i].copy_from(inputs[i]);
-      backend_.replay(e.recording);
-      ++replays_;
-      return e.results;
-    }
-    // The first run is a plain one: what is made once (libraries, tables, state) is made then.
-    if (e.seen && e.refusal.empty()) return record(e, inputs, work);
-    refusal_ = e.refusal;
-    e.seen = true;
+    return plain(inputs, work);
   }
-  std::vector<Tensor> on_device;
-  for (const Tensor& t : inputs) on_device.push_back(t.to(device_));
-  return work(on_device);
+  Entry& e = entries_[key_of(key, backend_.precision(), inputs)];
+  e.used = ++calls_;
+  if (e.recording) {
+    for (size_t i = 0; i < inputs.size(); ++i) e.inputs[i].copy_from(inputs[i]);
+    backend_.replay(e.recording);
+    ++replays_;
+    return e.results;
+  }
+  // The first run is a plain one: what is made once (libraries, tables, state) is made then.
+  if (e.seen && e.refusal.empty()) {
+    while (recordings() >= kMost && drop_oldest()) {
+    }
+    return record(e, inputs, work);
+  }
+  refusal_ = e.refusal;
+  e.seen = true;
+  return plain(inputs, work);
 }
 
 }  // namespace detent

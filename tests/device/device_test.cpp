@@ -268,6 +268,61 @@ TEST_CASE("a recorded step follows the device's precision") {
   backend(kGpu).set_precision(before);
 }
 
+// The device's memory, or less of it.
+struct LessMemory final : RawMemory {
+  std::unique_ptr<RawMemory> below;
+  size_t limit = SIZE_MAX, held = 0;
+  void* acquire(size_t bytes) override {
+    void* p = held + bytes <= limit ? below->acquire(bytes) : nullptr;
+    if (p) held += bytes;
+    return p;
+  }
+  void release(void* p, size_t bytes) override {
+    held -= std::min(held, bytes);  // it may be older than this
+    below->release(p, bytes);
+  }
+};
+
+TEST_CASE("the recording used longest ago gives way to a fifth one, and where memory runs out") {
+  NEEDS_DEVICE();
+  RecordedStep step(kGpu);
+  const auto run = [&](int64_t n) {
+    const Tensor x = random_tensor({n}, static_cast<uint64_t>(n));
+    const auto work = [](const Var& v) { return sum(mul(v, v)).dense(); };
+    const std::vector<Tensor> y = step.run("", {x}, [&](const std::vector<Tensor>& in) { return std::vector<Tensor>{work(Var(in[0]))}; });
+    CHECK(y[0].item() == doctest::Approx(static_cast<double>(work(Var(x)).item())).epsilon(1e-5));
+  };
+  for (int64_t n = 1; n <= RecordedStep::kMost + 2; ++n) {
+    for (int i = 0; i < 3; ++i) run(n);
+  }
+  CHECK(step.recordings() == RecordedStep::kMost);
+  const int64_t replays = step.replays();
+  run(3);
+  CHECK(step.replays() == replays + 1);
+  run(1);  // dropped: recorded again at once, in the place of 4, as 3 was just used
+  run(3);
+  run(4);
+  CHECK(step.replays() == replays + 2);
+  CHECK(step.recordings() == RecordedStep::kMost);
+  step.forget();
+
+  auto less = std::make_unique<LessMemory>();
+  LessMemory& memory = *less;
+  memory.below = backend(kGpu).allocator().exchange_raw(std::move(less));
+  memory.limit = 800 << 10;  // one recording of 64 Ki floats and their squares
+  for (const int64_t n : {1 << 16, (1 << 16) + 512, 1 << 16}) {
+    for (int i = 0; i < 3; ++i) run(n);
+    CHECK(step.recordings() == 1);
+  }
+  CHECK_MENTIONS(message_of([&] { run(1 << 20); }), "out of memory");
+  CHECK(step.recordings() == 0);
+  run(1 << 16);
+  CHECK(step.recordings() == 1);
+  step.forget();
+  backend(kGpu).allocator().trim();  // while the blocks' source is still below
+  backend(kGpu).allocator().exchange_raw(std::move(memory.below));
+}
+
 TEST_CASE("work that reads results on the host is not recorded and runs all the same") {
   NEEDS_DEVICE();
   RecordedStep step(kGpu);
