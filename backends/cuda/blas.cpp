@@ -13,6 +13,9 @@
 #include <mutex>
 #include <tuple>
 
+#define DETENT_TEXT_OF(x) #x
+#define DETENT_TEXT(x) DETENT_TEXT_OF(x)
+
 namespace detent::cuda {
 namespace {
 
@@ -40,10 +43,7 @@ bool find(void* handle, const char* name, F& f) {
 const Library& library() {
   static const Library l = [] {
     Library o{};
-    constexpr int kMajor = CUBLAS_VER_MAJOR;
-    char name[] = "libcublasLt.so.00";
-    name[15] = static_cast<char>('0' + kMajor / 10);
-    name[16] = static_cast<char>('0' + kMajor % 10);
+    const char* const name = "libcublasLt.so." DETENT_TEXT(CUBLAS_VER_MAJOR);  // scripts/gpu_check reads it from the module
     void* h = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     if (!h) {  // not on the loader's path: where the toolkit was at build time
       char path[512];
@@ -60,6 +60,8 @@ const Library& library() {
   return l;
 }
 
+// Products of fewer rows, such as one image's scores, wait for the other matrix in any kernel: they are not worth opening the library, half a gigabyte, for.
+constexpr int64_t kFewRows = 8;
 constexpr size_t kWorkspace = size_t{32} << 20;
 constexpr int kMaxDevices = 64;
 
@@ -147,6 +149,7 @@ using ShapeKey = std::tuple<int, int, int64_t, int64_t, int64_t, bool, bool, boo
 }  // namespace
 
 bool blas_gemm(Precision precision, const GemmArgs& g, const float* bias) {
+  if (g.m < kFewRows) return false;
   const Library& l = library();
   if (!l.ready || g.m >= kTileLimit || g.n >= kTileLimit || g.k >= kTileLimit) return false;
   const cublasLtHandle_t h = handle();
