@@ -30,31 +30,50 @@ struct QuadGrids {
   }
 };
 
+// Two quads by each thread, kElementThreads apart: both are on their way before the first is divided.
+constexpr int kQuads = 2;
+DETENT_HD int64_t first_quad(int64_t i) { return i / kElementThreads * kElementThreads * kQuads + i % kElementThreads; }
+int64_t threads_of(int64_t n) { return ceil_div(n, 4 * kQuads * kElementThreads) * kElementThreads; }
+
 struct FakeQuantFour {
+  static constexpr int kShare = 5;
   QuadGrids grids;
   const float* x;
   float* y;
   uint8_t* codes;
   int64_t n;
-  DETENT_HD void operator()(int64_t i) const {
-    const int64_t at = 4 * i;
-    if (at + 4 <= n) {
-      const Four<float> v = *reinterpret_cast<const Four<float>*>(x + at);
-      const Grid g = grids.of(i);
-      Four<float> out;
-      Four<uint8_t> q;
-      for (int k = 0; k < 4; ++k) {
-        if (codes) q.v[k] = static_cast<uint8_t>(quantize(v.v[k], g));
-        out.v[k] = fake_quantize(v.v[k], g);
-      }
-      if (codes) *reinterpret_cast<Four<uint8_t>*>(codes + at) = q;
-      if (y) *reinterpret_cast<Four<float>*>(y + at) = out;
-      return;
+  DETENT_HD void quad(int64_t at, const Four<float>& v, const Grid& g) const {
+    Four<float> out;
+    Four<uint8_t> q;
+    DETENT_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      if (codes) q.v[k] = static_cast<uint8_t>(quantize(v.v[k], g));
+      out.v[k] = fake_quantize(v.v[k], g);
     }
-    const Grid g = grids.of(i);
-    for (int64_t k = at; k < n; ++k) {
-      if (codes) codes[k] = static_cast<uint8_t>(quantize(x[k], g));
-      if (y) y[k] = fake_quantize(x[k], g);
+    if (codes) *reinterpret_cast<Four<uint8_t>*>(codes + at) = q;
+    if (y) *reinterpret_cast<Four<float>*>(y + at) = out;
+  }
+  DETENT_HD void operator()(int64_t i) const {
+    const int64_t first = first_quad(i);
+    Four<float> v[kQuads];
+    DETENT_UNROLL
+    for (int q = 0; q < kQuads; ++q) {
+      const int64_t at = 4 * (first + q * kElementThreads);
+      if (at + 4 <= n) v[q] = *reinterpret_cast<const Four<float>*>(x + at);
+    }
+    DETENT_UNROLL
+    for (int q = 0; q < kQuads; ++q) {
+      const int64_t at = 4 * (first + q * kElementThreads);
+      if (at >= n) return;
+      const Grid g = grids.of(at / 4);
+      if (at + 4 <= n) {
+        quad(at, v[q], g);
+        continue;
+      }
+      for (int64_t k = at; k < n; ++k) {
+        if (codes) codes[k] = static_cast<uint8_t>(quantize(x[k], g));
+        if (y) y[k] = fake_quantize(x[k], g);
+      }
     }
   }
 };
@@ -222,7 +241,7 @@ void fake_quant(const FakeQuantArgs& a) {
   const int64_t n = elements_of(a.view);
   auto* codes = static_cast<uint8_t*>(a.codes);
   if (QuadGrids::fit(a.view) && aligned16(a.x) && aligned16(a.y) && aligned16(codes)) {
-    elements("fake_quant", ceil_div(n, 4), FakeQuantFour{QuadGrids(a.view, a.grids), a.x, a.y, codes, n});
+    elements("fake_quant", threads_of(n), FakeQuantFour{QuadGrids(a.view, a.grids), a.x, a.y, codes, n});
     return;
   }
   with_index(n, [&]<class Index>() { elements("fake_quant", n, FakeQuant<Index>{a.view, a.x, a.grids, a.y, codes}); });
