@@ -219,7 +219,7 @@ void conv2d_backward_filter(const ConvOptions& o, const Conv2dBackwardFilterArgs
   if (g.k * columns == 0) return;
   if (a.dbias) column_sums(a.dy, pixels, g.k, a.dbias);
   if (!fits_tiles(g) || runs_direct(g)) return direct_backward_filter(a);
-  if (o.blas && a.input.x && g.groups == 1 && is_pointwise(g)) {
+  if (o.blas && a.input.x && g.groups == 1 && is_pointwise(g) && !waits_for_factors(g.k, g.c)) {
     if (blas_gemm(o.precision, {.m = g.k, .n = g.c, .k = pixels, .transpose_a = true, .a = a.dy, .b = a.input.x, .y = a.dw}, nullptr)) return;
   }
   MatrixOperand dy;

@@ -28,7 +28,15 @@ constexpr TileShape select_tile(int64_t rows, int64_t columns, int64_t groups) {
   return TileShape::m64n64;
 }
 
-/// A long sum over pixels is cut where the tiles alone would leave the device idle.
+/// Blocks at once on the largest device in view: two on each of 132 processors.
+constexpr int64_t kSlots = 264;
+/// What so many equal blocks take, in hundredths of the time of two that share a processor; one by itself takes about two thirds of it.
+constexpr int64_t time_of_blocks(int64_t blocks) {
+  const int64_t rest = blocks % kSlots;
+  return blocks / kSlots * 100 + (rest == 0 ? 0 : rest <= kSlots / 2 ? 65 : 100);
+}
+
+/// A long sum over pixels is cut where the tiles alone would leave the device idle, into as many parts as take least time.
 struct SplitSum {
   TileShape shape = TileShape::m64n64;
   int64_t splits = 1, per_split = 1;  // stages of kFloatDepth
@@ -38,15 +46,21 @@ constexpr SplitSum select_split(int64_t rows, int64_t columns, int64_t groups, i
   SplitSum o;
   o.shape = rows > 64 && columns > 64 ? TileShape::m128n128 : (rows > 64 ? TileShape::m128n64 : TileShape::m64n64);
   const int64_t stages = ceil_div(sum, kFloatDepth), tiles = tile_count(o.shape, rows, columns, groups);
-  constexpr int64_t kWanted = 4 * kBusyBlocks, kLeastStages = 8, kMostFloats = int64_t{1} << 26;
-  int64_t splits = ceil_div(kWanted, tiles);
-  if (splits > stages / kLeastStages) splits = stages / kLeastStages;
-  if (const int64_t room = kMostFloats / (rows * columns * groups); splits > room) splits = room;
-  if (splits < 1) splits = 1;
-  o.per_split = stages > 0 ? ceil_div(stages, splits) : 1;
-  o.splits = stages > 0 ? ceil_div(stages, o.per_split) : 1;
+  // A part costs about ten stages more: its start, and that its sums are written and read again.
+  constexpr int64_t kMostSplits = 512, kLeastStages = 8, kPartStages = 10, kMostFloats = int64_t{1} << 26;
+  int64_t most = stages / kLeastStages < kMostSplits ? stages / kLeastStages : kMostSplits;
+  if (const int64_t room = kMostFloats / (rows * columns * groups); most > room) most = room;
+  o.per_split = stages > 0 ? stages : 1;
+  int64_t least = time_of_blocks(tiles) * (o.per_split + kPartStages);
+  for (int64_t splits = 2; splits <= most; ++splits) {
+    const int64_t per = ceil_div(stages, splits), parts = ceil_div(stages, per), time = time_of_blocks(tiles * parts) * (per + kPartStages);
+    if (time < least) least = time, o.splits = parts, o.per_split = per;
+  }
   return o;
 }
+
+/// Whether a product [m, n] of a long sum waits for its factors rather than for its multiplications: split tiles read them as fast as anything does.
+constexpr bool waits_for_factors(int64_t m, int64_t n) { return m * n < 128 * (m + n); }
 
 /// Where the kernels' 32-bit positions hold; beyond it the direct kernels run.
 constexpr int64_t kTileLimit = int64_t{1} << 30;

@@ -32,6 +32,7 @@ inline constexpr ConvCase kConvCases[] = {
     {"pointwise stride 2", 2, 9, 10, 15, 63, 1, 1, 2, 2},
     {"pointwise, deep", 1, 4, 5, 1300, 70, 1, 1},
     {"pointwise, wide", 1, 3, 4, 7, 1029, 1, 1},
+    {"pointwise, deep and wide", 1, 3, 4, 272, 288, 1, 1},
     {"pointwise, padded", 1, 4, 4, 5, 6, 1, 1, 1, 1, 1, 1, 1, 1},
     {"3x3 same", 2, 8, 9, 16, 32, 3, 3, 1, 1, 1, 1, 1, 1},
     {"3x3 same, odd", 1, 7, 5, 63, 65, 3, 3, 1, 1, 1, 1, 1, 1},
