@@ -6,25 +6,43 @@
 namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
+template <int Width, bool Whole>
+DETENT_HD Some<float, Width> some(const float* p) {
+  if (Whole) return *reinterpret_cast<const Some<float, Width>*>(p);
+  Some<float, Width> v;
+  DETENT_UNROLL
+  for (int e = 0; e < Width; ++e) v.v[e] = p[e];
+  return v;
+}
+
 // (mean, M2) of a column, merged as Chan et al. 1983.
 struct MomentsOp {
   const float* x;
-  int64_t c;
-  DETENT_HD ColumnPart run(int64_t column, int64_t row, int step, int n) const {
-    float v[kReduceRun] = {};
-    float sum = 0.0f;
+  template <int Width, bool Whole, bool Full>
+  DETENT_HD void run(int64_t at, int64_t, int64_t step, int n, ColumnPart* part) const {
+    Some<float, Width> v[kReduceRun] = {};
+    DETENT_UNROLL
     for (int i = 0; i < kReduceRun; ++i) {
-      if (i < n) v[i] = x[(row + static_cast<int64_t>(i) * step) * c + column];
+      if (Full || i < n) v[i] = some<Width, Whole>(x + at + i * step);
+    }
+    DETENT_UNROLL
+    for (int e = 0; e < Width; ++e) {
       // About the first value: a mean far from zero costs no digits.
-      if (i < n) sum += v[i] - v[0];
+      const float first = v[0].v[e];
+      float sum = 0.0f, m2 = 0.0f;
+      DETENT_UNROLL
+      for (int i = 0; i < kReduceRun; ++i) {
+        v[i].v[e] -= first;
+        if (Full || i < n) sum += v[i].v[e];
+      }
+      const float mean = sum / static_cast<float>(Full ? kReduceRun : n);
+      DETENT_UNROLL
+      for (int i = 0; i < kReduceRun; ++i) {
+        const float d = Full || i < n ? v[i].v[e] - mean : 0.0f;
+        m2 += d * d;
+      }
+      part[e] = {static_cast<double>(first) + static_cast<double>(mean), static_cast<double>(m2)};
     }
-    const float mean = sum / static_cast<float>(n);
-    float m2 = 0.0f;
-    for (int i = 0; i < kReduceRun; ++i) {
-      const float d = i < n ? (v[i] - v[0]) - mean : 0.0f;
-      m2 += d * d;
-    }
-    return {static_cast<double>(v[0]) + static_cast<double>(mean), static_cast<double>(m2)};
   }
   DETENT_HD void merge(ColumnPart& into, int64_t n, const ColumnPart& other, int64_t m) const {
     const double share = static_cast<double>(m) / static_cast<double>(n + m), d = other.a - into.a;
@@ -96,7 +114,6 @@ struct GradientOp {
   const float* x;
   const float* dy;
   const float* mean;
-  int64_t c;
   float lo, hi;
   const float* factor;  // null: no mask
   const float* beta;
@@ -104,16 +121,36 @@ struct GradientOp {
   DETENT_HD float gradient(float x_at, float dy_at, float mean_at, float factor_at, float beta_at) const {
     return masked_gradient(dy_at, (x_at - mean_at) * factor_at + beta_at, lo, hi);
   }
-  DETENT_HD ColumnPart run(int64_t column, int64_t row, int step, int n) const {
-    float sum = 0.0f, dot = 0.0f;
-    const float m = mean[column];
-    for (int i = 0; i < n; ++i) {
-      const int64_t at = (row + static_cast<int64_t>(i) * step) * c + column;
-      const float g = gradient(x[at], dy[at], column);
-      sum += g;
-      dot += g * (x[at] - m);
+  template <int Width, bool Whole, bool Full>
+  DETENT_HD void run(int64_t at, int64_t column, int64_t step, int n, ColumnPart* part) const {
+    const auto m = some<Width, Whole>(mean + column);
+    Some<float, Width> f = {}, b = {};
+    if (factor) {
+      f = some<Width, Whole>(factor + column);
+      if (beta) b = some<Width, Whole>(beta + column);
     }
-    return {static_cast<double>(sum), static_cast<double>(dot)};
+    float sum[Width] = {}, dot[Width] = {};
+    constexpr int kAtOnce = 4;  // rows whose loads are on their way
+    DETENT_UNROLL_BY(1)
+    for (int i0 = 0; i0 < kReduceRun; i0 += kAtOnce, at += kAtOnce * step) {
+      Some<float, Width> u[kAtOnce] = {}, d[kAtOnce] = {};
+      DETENT_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (Full || i0 + i < n) u[i] = some<Width, Whole>(x + at + i * step), d[i] = some<Width, Whole>(dy + at + i * step);
+      }
+      DETENT_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (!Full && i0 + i >= n) break;
+        DETENT_UNROLL
+        for (int e = 0; e < Width; ++e) {
+          const float g = factor ? gradient(u[i].v[e], d[i].v[e], m.v[e], f.v[e], b.v[e]) : d[i].v[e];
+          sum[e] += g;
+          dot[e] += g * (u[i].v[e] - m.v[e]);
+        }
+      }
+    }
+    DETENT_UNROLL
+    for (int e = 0; e < Width; ++e) part[e] = {static_cast<double>(sum[e]), static_cast<double>(dot[e])};
   }
   DETENT_HD void merge(ColumnPart& into, int64_t, const ColumnPart& other, int64_t) const {
     into.a += other.a;
@@ -152,8 +189,9 @@ struct InputGradient {
   const float* k2;
   const float* k3;
   float* dx;
+  int64_t c;
   DETENT_HD void operator()(int64_t i) const {
-    const int64_t j = i % op.c;
+    const int64_t j = i % c;
     dx[i] = input_gradient(op.x[i], op.gradient(op.x[i], op.dy[i], j), op.mean[j], k1[j], k2[j], k3[j]);
   }
 };
@@ -180,11 +218,23 @@ struct InputGradientFour {
 
 struct SumOp {
   const float* y;
-  int64_t c;
-  DETENT_HD ColumnPart run(int64_t column, int64_t row, int step, int n) const {
-    float sum = 0.0f;
-    for (int i = 0; i < n; ++i) sum += y[(row + static_cast<int64_t>(i) * step) * c + column];
-    return {static_cast<double>(sum), 0.0};
+  template <int Width, bool Whole, bool Full>
+  DETENT_HD void run(int64_t at, int64_t, int64_t step, int n, ColumnPart* part) const {
+    float sum[Width] = {};
+    Some<float, Width> v[kReduceRun] = {};
+    DETENT_UNROLL
+    for (int i = 0; i < kReduceRun; ++i) {
+      if (Full || i < n) v[i] = some<Width, Whole>(y + at + i * step);
+    }
+    DETENT_UNROLL
+    for (int i = 0; i < kReduceRun; ++i) {
+      DETENT_UNROLL
+      for (int e = 0; e < Width; ++e) {
+        if (Full || i < n) sum[e] += v[i].v[e];
+      }
+    }
+    DETENT_UNROLL
+    for (int e = 0; e < Width; ++e) part[e] = {static_cast<double>(sum[e]), 0.0};
   }
   DETENT_HD void merge(ColumnPart& into, int64_t, const ColumnPart& other, int64_t) const { into.a += other.a; }
 };
@@ -198,7 +248,7 @@ bool finite(float v) { return v - v == 0.0f; }
 }  // namespace
 
 void batch_norm_stats(const BatchNormStatsArgs& a) {
-  reduce_columns("batch_norm_stats", a.rows, a.c, MomentsOp{a.x, a.c}, WriteMoments{a.mean, a.var, static_cast<double>(a.rows)});
+  reduce_columns("batch_norm_stats", a.rows, a.c, aligned16(a.x), MomentsOp{a.x}, WriteMoments{a.mean, a.var, static_cast<double>(a.rows)});
 }
 
 void batch_norm(const BatchNormArgs& a) {
@@ -216,20 +266,21 @@ void batch_norm_backward(const BatchNormBackwardArgs& a) {
   const bool masked = finite(a.clamp_min) || finite(a.clamp_max);
   const Scratch<float> factor(masked ? a.c : 0);
   if (masked) elements("batch_norm_backward", a.c, NormFactor{a.gamma, a.var, a.eps, factor.get()});
-  const GradientOp op{a.x, a.dy, a.mean, a.c, a.clamp_min, a.clamp_max, masked ? factor.get() : nullptr, a.beta};
+  const GradientOp op{a.x, a.dy, a.mean, a.clamp_min, a.clamp_max, masked ? factor.get() : nullptr, a.beta};
   const Scratch<float> k(3 * a.c);
   float *const k1 = k.get(), *const k2 = k1 + a.c, *const k3 = k2 + a.c;
-  reduce_columns("batch_norm_backward", a.rows, a.c, op,
+  const bool aligned = aligned16(a.x) && aligned16(a.dy) && aligned16(a.mean) && aligned16(a.beta);
+  reduce_columns("batch_norm_backward", a.rows, a.c, aligned, op,
                  WriteGradients{a.gamma, a.var, a.eps, a.training, static_cast<double>(a.rows > 0 ? a.rows : 1), a.dgamma, a.dbeta, k1, k2, k3});
   if (!a.dx) return;
-  const InputGradient one{op, k1, k2, k3, a.dx};
-  if (a.c % 4 == 0 && aligned16(a.x) && aligned16(a.dy) && aligned16(a.dx) && aligned16(a.mean) && aligned16(a.beta)) {
+  const InputGradient one{op, k1, k2, k3, a.dx, a.c};
+  if (a.c % 4 == 0 && aligned && aligned16(a.dx)) {
     elements("batch_norm_backward", a.rows * a.c / 4, InputGradientFour{one, ChannelQuads(a.rows, a.c)});
   } else {
     elements("batch_norm_backward", a.rows * a.c, one);
   }
 }
 
-void column_sums(const float* y, int64_t rows, int64_t c, float* out) { reduce_columns("column_sums", rows, c, SumOp{y, c}, WriteSum{out}); }
+void column_sums(const float* y, int64_t rows, int64_t c, float* out) { reduce_columns("column_sums", rows, c, aligned16(y), SumOp{y}, WriteSum{out}); }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE

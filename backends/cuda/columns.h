@@ -1,22 +1,21 @@
-// Reductions over the rows of [rows, c], two numbers per column: in blocks of kColumns columns by a slice of rows, then over the slices, all in a fixed order that
-// the shape alone decides. Float sums of kRun rows, doubles beyond.
+// Reductions over the rows of [rows, c], two numbers per column: in blocks of columns by a slice of rows, then over the slices, all in a fixed order that the shape
+// alone decides. Float sums of kReduceRun rows, doubles beyond.
 #pragma once
 
 #include "detent/backends/cuda/launch.h"
 
 namespace detent::DETENT_CUDA_NAMESPACE {
 
-constexpr int64_t kReduceColumns = 32;
 constexpr int kReduceThreads = 256, kReduceRun = 16;
 
-/// How [rows, c] is cut: `lanes` threads side by side take the columns, kReduceThreads / lanes rows at a time.
+/// How [rows, c] is cut: `lanes` threads side by side take `width` columns each, kReduceThreads / lanes rows at a time.
 struct ColumnCut {
   int64_t rows = 0, c = 0, slice_rows = 1, slices = 0, column_blocks = 0;
   int lanes = 32;
 
-  ColumnCut(int64_t rows_, int64_t c_) : rows(rows_), c(c_) {
-    while (lanes > 1 && lanes / 2 >= c) lanes /= 2;
-    column_blocks = (c + lanes - 1) / lanes;
+  ColumnCut(int64_t rows_, int64_t c_, int64_t width) : rows(rows_), c(c_) {
+    while (lanes > 1 && lanes / 2 * width >= c) lanes /= 2;
+    column_blocks = (c + lanes * width - 1) / (lanes * width);
     // At least kReduceRun rows a thread; about a thousand blocks.
     const int64_t least = kReduceRun * (kReduceThreads / lanes), wanted = column_blocks > 0 ? (1024 + column_blocks - 1) / column_blocks : 1;
     slice_rows = (rows + wanted - 1) / wanted;
@@ -32,13 +31,13 @@ struct ColumnPart {
   double a, b;
 };
 
-/// Op: `Part run(column, first row, step, count)` gives the numbers of up to kReduceRun rows, `merge(Part&, n, Part, m)` joins those of m rows to those of n.
-/// partial[slice][c].
-template <class Op>
+/// Op: `run<Width, Whole, Full>(element, column, step, n, parts)` gives the numbers of n rows of Width columns from an element on, `step` elements from row to row
+/// (Whole: the columns may be read at once; Full: n is kReduceRun), and `merge(part, n, other, m)` joins those of m rows to those of n. partial[slice][c].
+template <class Op, int Width, bool Whole>
 struct ReduceSlices {
-  static constexpr int kThreads = kReduceThreads;
+  static constexpr int kThreads = kReduceThreads, kShare = 2;
   struct Shared {
-    ColumnPart part[kThreads];
+    ColumnPart part[kThreads * Width];
     int32_t count[kThreads];
   };
   ColumnCut cut;
@@ -48,29 +47,33 @@ struct ReduceSlices {
   template <class Block>
   DETENT_HD void operator()(Block& block, Shared& shared) const {
     const int64_t column_block = block.index % cut.column_blocks, slice = block.index / cut.column_blocks;
-    const int64_t first = slice * cut.slice_rows, last = first + cut.rows_of(slice);
     const int rows_at_once = kThreads / cut.lanes;
     block.threads([&](int t) {
-      const int64_t column = column_block * cut.lanes + t % cut.lanes;
-      ColumnPart sum{0.0, 0.0};
+      const int64_t column = (column_block * cut.lanes + t % cut.lanes) * Width, row = t / cut.lanes, rows = cut.rows_of(slice);
+      ColumnPart sum[Width] = {}, part[Width];
       int32_t n = 0;
-      for (int64_t row = first + t / cut.lanes; column < cut.c && row < last; row += static_cast<int64_t>(rows_at_once) * kReduceRun) {
-        const int64_t left = (last - row + rows_at_once - 1) / rows_at_once;
+      int64_t left = column < cut.c && row < rows ? (rows - row + rows_at_once - 1) / rows_at_once : 0;
+      const int64_t step = rows_at_once * cut.c;
+      for (int64_t at = (slice * cut.slice_rows + row) * cut.c + column; left > 0; at += step * kReduceRun, left -= kReduceRun) {
         const int m = static_cast<int>(left < kReduceRun ? left : kReduceRun);
-        op.merge(sum, n, op.run(column, row, rows_at_once, m), m);
+        if (m == kReduceRun) op.template run<Width, Whole, true>(at, column, step, kReduceRun, part);
+        else op.template run<Width, Whole, false>(at, column, step, m, part);
+        DETENT_UNROLL
+        for (int e = 0; e < Width; ++e) op.merge(sum[e], n, part[e], m);
         n += m;
       }
-      shared.part[t] = sum;
+      DETENT_UNROLL
+      for (int e = 0; e < Width; ++e) shared.part[t * Width + e] = sum[e];
       shared.count[t] = n;
     });
     block.threads([&](int t) {
-      const int64_t column = column_block * cut.lanes + t;
-      if (t >= cut.lanes || column >= cut.c) return;
+      const int64_t column = column_block * cut.lanes * Width + t;
+      if (t >= cut.lanes * Width || column >= cut.c) return;
       ColumnPart sum = shared.part[t];
-      int32_t n = shared.count[t];
-      for (int i = t + cut.lanes; i < kThreads; i += cut.lanes) {
+      int32_t n = shared.count[t / Width];
+      for (int i = t / Width + cut.lanes; i < kThreads; i += cut.lanes) {
         if (shared.count[i] == 0) continue;
-        op.merge(sum, n, shared.part[i], shared.count[i]);
+        op.merge(sum, n, shared.part[i * Width + t % Width], shared.count[i]);
         n += shared.count[i];
       }
       partial[slice * cut.c + column] = sum;
@@ -121,12 +124,16 @@ struct JoinSlices {
   }
 };
 
+/// aligned: what the op reads.
 template <class Op, class Finish>
-void reduce_columns(const char* name, int64_t rows, int64_t c, const Op& op, const Finish& finish) {
+void reduce_columns(const char* name, int64_t rows, int64_t c, bool aligned, const Op& op, const Finish& finish) {
   if (c <= 0) return;
-  const ColumnCut cut(rows, c);
+  const ColumnCut cut(rows, c, c % 4 == 0 ? 4 : 1);
   const Scratch<ColumnPart> partial(cut.slices * c);
-  blocks(name, cut.slices * cut.column_blocks, ReduceSlices<Op>{cut, op, partial.get()});
+  const auto reduce = [&]<int Width, bool Whole>() { blocks(name, cut.slices * cut.column_blocks, ReduceSlices<Op, Width, Whole>{cut, op, partial.get()}); };
+  if (c % 4 != 0) reduce.template operator()<1, true>();
+  else if (aligned) reduce.template operator()<4, true>();
+  else reduce.template operator()<4, false>();
   using Join = JoinSlices<Op, Finish>;
   blocks(name, (c + Join::kColumns - 1) / Join::kColumns, Join{cut, op, finish, partial.get()});
 }
