@@ -129,8 +129,8 @@ void Quantizer::watch(RangeEstimator& estimator, const Tensor& value, const char
   } catch (const Error& e) {
     fail(what, " \"", name_, "\": ", e.what());
   }
-  DETENT_CHECK(is_float() || (std::isfinite(seen.min) && std::isfinite(seen.max)), what, " \"", name_, "\": a tensor of shape ", value.shape(), " holds values of ", seen.min, "..", seen.max,
-               "; look at the weights and the input before it");
+  DETENT_CHECK(is_float() || (std::isfinite(seen.min) && std::isfinite(seen.max)), what, " \"", name_, "\": a tensor of shape ", value.shape(), " holds values of ", seen.min,
+               "..", seen.max, "; look at the weights and the input before it");
 }
 
 void Quantizer::encode(const Tensor& value) {
@@ -480,7 +480,8 @@ void Quantizer::set_ranges(const std::vector<Range>& ranges) {
   const size_t wanted = grid_count(ranges.size());
   DETENT_CHECK(!ranges.empty() && ranges.size() == wanted, "quantizer \"", name_, "\": ", ranges.size(), " ranges are given where there are ", wanted);
   for (const Range& r : ranges) {
-    DETENT_CHECK(std::isfinite(r.min) && std::isfinite(r.max) && r.min <= r.max, "quantizer \"", name_, "\": [", r.min, ", ", r.max, "] is no range; give finite bounds, the lower one first");
+    const bool ordered = std::isfinite(r.min) && std::isfinite(r.max) && r.min <= r.max;
+    DETENT_CHECK(ordered, "quantizer \"", name_, "\": [", r.min, ", ", r.max, "] is no range; give finite bounds, the lower one first");
   }
   const bool learning = state_ == QuantizerState::learning;
   store(ranges);

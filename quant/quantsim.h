@@ -46,9 +46,10 @@ struct QuantizerCounts {
 
 class QuantSim {
  public:
-  /// Places quantizers, all off: until compute_encodings() or load_encodings() the network computes in float. Fold batch norms first. Throws Error for widths out of range,
-  /// a config that does not fit, and a Graph that another sim has quantizers in. The Graph stays where it is, with the layers and values that were quantized, as long as
-  /// the sim is used: when it was moved or destroyed, or one of them was taken out or replaced, what the sim is asked for is an Error.
+  /// Places quantizers, all off: until compute_encodings() or load_encodings() the network computes in float. Fold batch norms first, or behind training
+  /// with fold_batch_norms_to_scale. Throws Error for widths out of range, a config that does not fit, and a Graph that another sim has quantizers in.
+  /// The Graph stays where it is, with the layers and values that were quantized, as long as the sim is used: when it was moved or destroyed, or one of
+  /// them was taken out or replaced, what the sim is asked for is an Error.
   QuantSim(nn::Graph& graph, const QuantSimOptions& options = {});
   /// Takes its quantizers out of the Graph again, wherever it has been moved to.
   ~QuantSim();

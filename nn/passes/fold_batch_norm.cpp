@@ -23,26 +23,42 @@ struct Fold {
   bool forward = false;
 };
 
-// The next batch norm that can fold; backward has priority, as in AIMET.
-Fold next_fold(Graph& g) {
+// How node i folds in that direction, or nothing.
+Fold fold_of(const Graph& g, int i, bool forward) {
   const auto& nodes = g.nodes();
+  const Graph::Node& n = nodes[static_cast<size_t>(i)];
+  if (!dynamic_cast<const BatchNorm*>(n.module.get())) return {};
+  const Value between = forward ? n.output : n.inputs[0];
+  const std::vector<int> readers = g.consumers(between);
+  if (readers.size() != 1 || g.is_output(between)) return {};
+  const int layer = forward ? readers[0] : g.value(between).producer;
+  if (layer < 0 || !takes_fold(*nodes[static_cast<size_t>(layer)].module, forward)) return {};
+  return {i, layer, forward};
+}
+
+// The next batch norm that can fold; backward has priority, as in AIMET.
+Fold next_fold(const Graph& g) {
   for (const bool forward : {false, true}) {
-    for (int i = 0; i < static_cast<int>(nodes.size()); ++i) {
-      const Graph::Node& n = nodes[static_cast<size_t>(i)];
-      if (!dynamic_cast<const BatchNorm*>(n.module.get()) || g.value(n.output).transform || g.value(n.inputs[0]).transform) continue;
-      int layer = -1;
-      if (!forward) {
-        layer = g.value(n.inputs[0]).producer;
-        if (layer < 0 || g.consumers(n.inputs[0]).size() != 1 || g.is_output(n.inputs[0])) continue;
-      } else {
-        const std::vector<int> c = g.consumers(n.output);
-        if (c.size() != 1 || g.is_output(n.output)) continue;
-        layer = c[0];
-      }
-      if (takes_fold(*nodes[static_cast<size_t>(layer)].module, forward)) return {i, layer, forward};
+    for (int i = 0; i < static_cast<int>(g.nodes().size()); ++i) {
+      if (const Fold f = fold_of(g, i, forward); f.norm >= 0) return f;
     }
   }
   return {};
+}
+
+// A fold would leave a quantizer of these with the range of another value.
+void require_unquantized(const Graph& g, const Fold& f) {
+  const Graph::Node &norm = g.nodes()[static_cast<size_t>(f.norm)], &layer = g.nodes()[static_cast<size_t>(f.layer)];
+  const auto& weights = static_cast<const WeightedLayer&>(*layer.module);
+  std::string quantized;
+  for (const Parameter* p : {&weights.weight, &weights.bias}) {
+    if (p->transform) quantized = p->name;
+  }
+  for (const Value v : {norm.inputs[0], norm.output}) {
+    if (g.value(v).transform) quantized = g.value(v).name;
+  }
+  DETENT_CHECK(quantized.empty(), "fold_batch_norms: \"", norm.name, "\" folds into \"", layer.name, "\", but \"", quantized,
+               "\" has a quantizer; fold before the QuantSim is made, or behind training with quant::fold_batch_norms_to_scale");
 }
 
 // Input of the layer (or of the batch norm before it) that the fold is checked on.
@@ -82,8 +98,15 @@ Tensor run(Module& m, const Tensor& x) {
 std::vector<std::pair<std::string, std::string>> fold_batch_norms(Graph& g) {
   const NoGrad no_grad;
   const FullPrecision full_precision(g.device());
+  // All before any is folded.
+  for (int i = 0; i < static_cast<int>(g.nodes().size()); ++i) {
+    Fold f = fold_of(g, i, false);
+    if (f.norm < 0) f = fold_of(g, i, true);
+    if (f.norm >= 0) require_unquantized(g, f);
+  }
   std::vector<std::pair<std::string, std::string>> folded;
   for (Fold f = next_fold(g); f.norm >= 0; f = next_fold(g)) {
+    require_unquantized(g, f);  // of one behind another
     const Graph::Node& norm_node = g.nodes()[static_cast<size_t>(f.norm)];
     const Graph::Node& layer_node = g.nodes()[static_cast<size_t>(f.layer)];
     auto& norm = static_cast<BatchNorm&>(*norm_node.module);

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "detent/nn/layers.h"
+#include "detent/nn/passes/fold_batch_norm.h"
 #include "detent/nn/passes/reestimate_batch_norm.h"
 #include "detent/nn/train.h"
 #include "detent/quant/fold_to_scale.h"
@@ -151,6 +152,29 @@ TEST_CASE("folding to the scales after training keeps the network, per channel a
       CHECK(sim.encodings().find("block.conv2") != nullptr);
     }
   }
+}
+
+TEST_CASE("the plain fold is refused beside quantizers, with nothing changed") {
+  Net net;
+  const Tensor x = normal({4, 6, 6, 3}, 77);
+  const Tensor before = nn::infer(net.graph, x);
+  {
+    const QuantSim sim(net.graph);
+    CHECK_THROWS_WITH_AS(nn::fold_batch_norms(net.graph),
+                         "fold_batch_norms: \"block.bn1\" folds into \"block.conv1\", but \"block.conv1.weight\" has a quantizer; fold before the QuantSim is made, or behind training with "
+                         "quant::fold_batch_norms_to_scale",
+                         Error);
+    CHECK(nn::infer(net.graph, x).to_vector<float>() == before.to_vector<float>());
+    REQUIRE(net.graph.find("block.bn1"));
+  }
+  {
+    const QuantSim sim(net.graph, {.param_bits = 32});
+    CHECK_THROWS_WITH_AS(nn::fold_batch_norms(net.graph), doctest::Contains("\"block.bn2\" has a quantizer"), Error);
+    CHECK(net.graph.find("block.bn1"));  // which could have been folded: all or none
+  }
+  CHECK(nn::fold_batch_norms(net.graph).size() == 2);
+  const QuantSim sim(net.graph);
+  CHECK(nn::fold_batch_norms(net.graph).empty());
 }
 
 TEST_CASE("fold to scale: the integer codes of the weight are those of the trained network") {
