@@ -29,7 +29,7 @@ namespace {
 int next_norm(const nn::Graph& g) {
   for (size_t i = 0; i < g.nodes().size(); ++i) {
     const nn::Graph::Node& n = g.nodes()[i];
-    if (n.op != "BatchNormalization") continue;
+    if (!dynamic_cast<const nn::BatchNorm*>(n.module.get())) continue;
     const nn::Graph::ValueInfo& in = g.value(n.inputs[0]);
     if (in.producer < 0 || in.transform || g.consumers(n.inputs[0]).size() != 1 || g.is_output(n.inputs[0])) continue;
     if (dynamic_cast<const nn::WeightedLayer*>(g.nodes()[static_cast<size_t>(in.producer)].module.get())) return static_cast<int>(i);
