@@ -254,7 +254,7 @@ std::shared_ptr<const IntegerPlan> Graph::current_plan() {
   const std::lock_guard lock(state_here().preparing);
   DETENT_CHECK(integer_, "graph: the network was edited since set_execution(integer); call it again");
   integer_->require_current(*this);
-  if (!integer_->has_weights_of(*this)) integer_ = std::make_shared<const IntegerPlan>(compile_integer_plan(*this));
+  if (!integer_->weights_as_prepared()) integer_ = std::make_shared<const IntegerPlan>(compile_integer_plan(*this));
   return integer_;
 }
 

@@ -62,7 +62,7 @@ class Compiler {
       if (!target_ && s.on_codes) s.codes = grid(node(s).inputs[0]);
       grid(s.output) = s.codes;
       any = any || s.on_codes;
-      if (const WeightedLayer* layer = weighted_layer(node(s))) plan_.layers.push_back({s.head, s.on_codes != nullptr, prepared(layer->weight), prepared(layer->bias)});
+      if (const WeightedLayer* layer = weighted_layer(node(s))) plan_.layers.push_back({s.head, layer, s.on_codes != nullptr, prepared(layer->weight), prepared(layer->bias)});
     }
     DETENT_CHECK(any, "integer execution: every node would run in float; quantize and calibrate the network first (QuantSim::compute_encodings). First node: \"",
                  plan_.steps.empty() ? std::string() : node(plan_.steps[0]).name, "\": ", plan_.steps.empty() ? std::string("there is none") : plan_.steps[0].in_float);
@@ -198,18 +198,15 @@ void IntegerPlan::require_current(const Graph& g) const {
     DETENT_CHECK(grid_now(g.value({i})) == prepared[static_cast<size_t>(i)], "graph: the quantizer of \"", g.value({i}).name, kChanged);
   }
   for (const PreparedLayer& l : layers) {
-    const WeightedLayer* layer = weighted_layer(g.nodes()[static_cast<size_t>(l.node)]);
-    DETENT_CHECK(layer, "graph: the network was edited since set_execution(integer); call it again");
-    DETENT_CHECK(same_grids(layer->weight, l.weight), "graph: the quantizer of \"", layer->weight.name, kChanged);
-    DETENT_CHECK(same_grids(layer->bias, l.bias), "graph: the quantizer of \"", layer->bias.name, kChanged);
+    DETENT_CHECK(g.nodes()[static_cast<size_t>(l.node)].module.get() == l.layer, "graph: the network was edited since set_execution(integer); call it again");
+    DETENT_CHECK(same_grids(l.layer->weight, l.weight), "graph: the quantizer of \"", l.layer->weight.name, kChanged);
+    DETENT_CHECK(same_grids(l.layer->bias, l.bias), "graph: the quantizer of \"", l.layer->bias.name, kChanged);
   }
 }
 
-bool IntegerPlan::has_weights_of(const Graph& g) const {
-  return std::all_of(layers.begin(), layers.end(), [&](const PreparedLayer& l) {
-    if (!l.on_codes) return true;
-    const WeightedLayer* layer = weighted_layer(g.nodes()[static_cast<size_t>(l.node)]);
-    return layer->weight.value.stamp() == l.weight.values && layer->bias.value.stamp() == l.bias.values;
+bool IntegerPlan::weights_as_prepared() const {
+  return std::all_of(layers.begin(), layers.end(), [](const PreparedLayer& l) {
+    return !l.on_codes || (l.layer->weight.value.stamp() == l.weight.values && l.layer->bias.value.stamp() == l.bias.values);
   });
 }
 

@@ -18,6 +18,7 @@ struct PreparedParameter {
 
 struct PreparedLayer {
   int node = -1;
+  const WeightedLayer* layer = nullptr;
   bool on_codes = false;  ///< holds a copy of the weights; a layer in float reads them as they are
   PreparedParameter weight, bias;
 };
@@ -31,8 +32,8 @@ struct IntegerPlan {
 
   /// Throws Error when a quantizer no longer puts its value or parameter on the grid that was prepared for.
   void require_current(const Graph& graph) const;
-  /// False when weights or biases were written to since.
-  bool has_weights_of(const Graph& graph) const;
+  /// False when weights or biases were written to since. Of a plan that is current.
+  bool weights_as_prepared() const;
 };
 
 /// Throws Error as Graph::set_execution says.
