@@ -182,12 +182,13 @@ void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& a)
     if (blas_gemm(plan.precision, {.m = g.n * g.h * g.w, .n = g.c, .k = g.k, .a = a.dy, .b = a.w, .y = a.dx}, nullptr)) return;
   }
   const TileWeights weights(plan, a.w, a.w_grid, g.k, g.r * row);
+  const bool one_scale = weights.exact && !a.w_grid.per_channel;  // it multiplies the sums, and dy is read as it is
   for (int64_t ph = 0; ph < (g.stride_h < g.h ? g.stride_h : g.h); ++ph) {
     for (int64_t pw = 0; pw < (g.stride_w < g.w ? g.stride_w : g.w); ++pw) {
       const Phase phase = backward_phase(g, ph, pw);
       PixelGather dy = pixel_gather(phase.gather, depth);
       dy.x = a.dy;
-      dy.channel_scale = weights.exact ? weights.scale.get() : nullptr;
+      dy.channel_scale = weights.exact && !one_scale ? weights.scale.get() : nullptr;
       dy.vector = reads_vectors(dy, depth, 4);
       const float* const first = weights.p + phase.r0 * row + phase.s0 * columns;
       MatrixOperand w;
@@ -203,6 +204,7 @@ void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& a)
       w.vector = columns % 4 == 0 && aligned16(first);
       FloatStore store;
       store.epilogue.y = a.dx;
+      if (one_scale) store.alpha.resident = a.w_grid.grids;
       store.place = output_place(phase.gather, g.c, columns);
       store.place.vector = writes_four(store.epilogue, g.c) && columns % 4 == 0;
       TileCut cut;

@@ -218,9 +218,10 @@ TEST_CASE("codes times integer weights: ONNX Runtime's QLinearConv to the bit") 
 }
 
 TEST_CASE("weights on grids are multiplied as integers: only the other factor is rounded, or none") {
-  for (const ConvGeometry& g : kGeometries) {
+  for (size_t which = 0; which < 2 * std::size(kGeometries); ++which) {
+    const ConvGeometry& g = kGeometries[which / 2];
     if (runs_direct(g)) continue;
-    IntegerCase t(g, true);
+    IntegerCase t(g, which % 2 == 0);
     const std::vector<float> x = test::random_values(inputs(g), -1, 1, 1), dy = test::random_values(outputs(g), -1, 1, 3);
     std::vector<float> coded;
     for (uint8_t c : t.x) coded.push_back(dequantize(c, t.input));
