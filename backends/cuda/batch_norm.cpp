@@ -8,11 +8,14 @@ namespace {
 
 template <int Width, bool Whole>
 DETENT_HD Some<float, Width> some(const float* p) {
-  if (Whole) return *reinterpret_cast<const Some<float, Width>*>(p);
-  Some<float, Width> v;
-  DETENT_UNROLL
-  for (int e = 0; e < Width; ++e) v.v[e] = p[e];
-  return v;
+  if constexpr (Whole) {
+    return *reinterpret_cast<const Some<float, Width>*>(p);
+  } else {
+    Some<float, Width> v;
+    DETENT_UNROLL
+    for (int e = 0; e < Width; ++e) v.v[e] = p[e];
+    return v;
+  }
 }
 
 // (mean, M2) of a column, merged as Chan et al. 1983.
