@@ -74,7 +74,8 @@ class ToGrid {
  public:
   /// `keep_residual`: a gradient will be wanted.
   ToGrid(const char* op, const Shape& shape, Device device, const GridTarget& target, bool keep_residual);
-  void fill(Epilogue& epilogue) const;
+  /// The epilogue's clamp is set: the backward pass goes by it.
+  void fill(Epilogue& epilogue);
   Var result() const;
   bool learned() const { return min_.defined(); }
   /// Gradient before quantization from `dy`; gives those of min and max to the sink at inputs `at` and `at + 1` when the range is learned.
@@ -88,6 +89,7 @@ class ToGrid {
   GridSpec spec_;
   RangeGradient rule_;
   Tensor min_, max_;  // undefined: the range is not learned
+  float clamp_min_ = -std::numeric_limits<float>::infinity(), clamp_max_ = std::numeric_limits<float>::infinity();
 };
 
 }  // namespace detent::ops

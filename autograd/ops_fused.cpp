@@ -59,7 +59,7 @@ void add_range_grads(const Tensor& sums, const Tensor& min, const Tensor& max, c
   if (sink.needs(at + 1)) sink.add(at + 1, std::move(dmax));
 }
 
-void ToGrid::fill(Epilogue& e) const {
+void ToGrid::fill(Epilogue& e) {
   Tensor codes = codes_, residual = residual_;
   e.quantize = true;
   e.grid = grid_;
@@ -67,6 +67,8 @@ void ToGrid::fill(Epilogue& e) const {
   e.codes = codes.data<uint8_t>();
   e.residual = residual.defined() ? residual.data<int8_t>() : nullptr;
   e.mask_on_value = !learned();
+  clamp_min_ = e.clamp_min;
+  clamp_max_ = e.clamp_max;
 }
 
 Var ToGrid::result() const { return Var(Coded{codes_, grid_, resident_}); }
@@ -75,7 +77,16 @@ Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at, Tensor* column
   Tensor dx = reuse(dy);
   const int64_t c = dy.shape().rank() ? dy.shape()[-1] : 1;
   Tensor sums(Shape{2, 1}, DType::i64, dy.device());  // doubles in the memory of 64-bit integers
-  QuantizedBackwardArgs args{.rows = c ? dy.elements() / c : 0, .c = c, .codes = codes_.data<uint8_t>(), .residual = residual_.data<int8_t>(), .grid = grid_, .resident = grids_in(resident_), .dy = dy.data<float>(), .dx = dx.data<float>()};
+  QuantizedBackwardArgs args{.rows = c ? dy.elements() / c : 0,
+                             .c = c,
+                             .codes = codes_.data<uint8_t>(),
+                             .residual = residual_.data<int8_t>(),
+                             .grid = grid_,
+                             .resident = grids_in(resident_),
+                             .clamp_min = clamp_min_,
+                             .clamp_max = clamp_max_,
+                             .dy = dy.data<float>(),
+                             .dx = dx.data<float>()};
   args.scale_sum = static_cast<double*>(sums.raw());
   args.clip_sum = args.scale_sum + 1;
   args.dbias = column_sum ? column_sum->data<float>() : nullptr;
@@ -109,7 +120,7 @@ Var fused_add(const char* op, const Var& a, const Var& b, float lo, float hi, co
       }
     });
   }
-  const ops::ToGrid to_grid(op, a.shape(), device, *target, wanted);
+  ops::ToGrid to_grid(op, a.shape(), device, *target, wanted);
   to_grid.fill(args.epilogue);
   ops::kernels(device).add(args);
   if (to_grid.learned()) inputs.insert(inputs.end(), {target->min, target->max});

@@ -158,7 +158,7 @@ Var global_average_pool_of_codes(const Var& x) {
 Var global_average_pool_quantized(const Var& x, const GridTarget& target) {
   constexpr const char* kOp = "global_average_pool_quantized";
   const Device device = ops::check_args(kOp, {{"x", x}});
-  const ops::ToGrid to_grid(kOp, global_average_pool_shape(x.shape()), device, target, x.tracked() || target.min.tracked());
+  ops::ToGrid to_grid(kOp, global_average_pool_shape(x.shape()), device, target, x.tracked() || target.min.tracked());
   Epilogue epilogue;
   to_grid.fill(epilogue);
   average_codes(kOp, x, epilogue);

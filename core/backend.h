@@ -242,6 +242,8 @@ struct QuantizedBackwardArgs {
   const int8_t* residual = nullptr;
   Grid grid;
   const Grid* resident = nullptr;
+  float clamp_min = -std::numeric_limits<float>::infinity();  // the epilogue's
+  float clamp_max = std::numeric_limits<float>::infinity();
   const float* dy = nullptr;
   float* dx = nullptr;           // may be dy
   float* dbias = nullptr;        // [c] or null

@@ -9,7 +9,7 @@
 
 namespace detent {
 
-constexpr uint32_t kDeviceModuleVersion = 4;
+constexpr uint32_t kDeviceModuleVersion = 5;
 
 /// What the module asks of the library: memory for the length of a kernel, from the device's caching allocator.
 struct ModuleHost {

@@ -115,9 +115,12 @@ void add(const AddRow& r, int64_t n) {
 #if defined(__AVX512F__)
 
 // The same sums in the same order, without the blocks: one vector is one turn of the lanes.
-void backward(const uint8_t* codes, const int8_t* residual, int32_t zero_point, const float* dy, float* dx, int64_t n, [[maybe_unused]] bool stream, float* scale_lanes, float* clip_lanes) {
+void backward(const BackwardRow& row, int64_t n, bool stream, float* scale_lanes, float* clip_lanes) {
   static_assert(kCodedLanes == 16);
+  const auto [codes, residual, zero_point, clamp, dy, dx] = row;
   stream = stream && reinterpret_cast<uintptr_t>(dx) % 64 == 0;
+  const __m512i first_high = _mm512_set1_epi32(clamp.first_high);
+  const __m512 low = _mm512_set1_ps(clamp.low), high = _mm512_set1_ps(clamp.high);
   const __m512i z = _mm512_set1_epi32(zero_point), outside_mark = _mm512_set1_epi32(kOutside), masked_mark = _mm512_set1_epi32(kMasked);
   const __m512 steps = _mm512_set1_ps(static_cast<float>(kResidualScale));
   __m512 scale = _mm512_loadu_ps(scale_lanes), clip = _mm512_loadu_ps(clip_lanes);
@@ -127,7 +130,8 @@ void backward(const uint8_t* codes, const int8_t* residual, int32_t zero_point, 
     const __m512 d = _mm512_maskz_loadu_ps(valid, dy + i);
     const __mmask16 outside = _mm512_cmpeq_epi32_mask(r, outside_mark), masked = _mm512_cmpeq_epi32_mask(r, masked_mark);
     const __m512 code = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(q, z)), steps);  // exact
-    const __m512 inner = _mm512_cvtepi32_ps(_mm512_maskz_mov_epi32(static_cast<__mmask16>(~masked), r));
+    const __m512 held = _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(q, first_high), high, low);
+    const __m512 inner = _mm512_mask_mov_ps(_mm512_cvtepi32_ps(r), masked, held);
     scale = _mm512_add_ps(scale, _mm512_mul_ps(d, _mm512_mask_mov_ps(inner, outside, code)));
     clip = _mm512_add_ps(clip, _mm512_maskz_mov_ps(outside, d));
     const __m512 passed = _mm512_maskz_mov_ps(static_cast<__mmask16>(~(outside | masked)), d);
@@ -143,16 +147,18 @@ void backward(const uint8_t* codes, const int8_t* residual, int32_t zero_point, 
 
 #else
 
-void backward(const uint8_t* codes, const int8_t* residual, int32_t zero_point, const float* dy, float* dx, int64_t n, [[maybe_unused]] bool stream, float* scale_lanes, float* clip_lanes) {
+void backward(const BackwardRow& row, int64_t n, [[maybe_unused]] bool stream, float* scale_lanes, float* clip_lanes) {
   float term[kBlock], clipped[kBlock];
   for (int64_t at = 0; at < n; at += kBlock) {
     const int64_t m = n - at < kBlock ? n - at : kBlock;
-    const uint8_t* q = codes + at;
-    const int8_t* kept = residual + at;
-    const float* g = dy + at;
-    float* out = dx + at;
+    const uint8_t* q = row.codes + at;
+    const int8_t* kept = row.residual + at;
+    const float* g = row.dy + at;
+    float* out = row.dx + at;
+    const int32_t zero_point = row.zero_point;
+    const ClampTerms clamp = row.clamp;
     for (int64_t i = 0; i < m; ++i) {
-      const RangeTerms terms = coded_range_terms(q[i], kept[i], zero_point, g[i]);
+      const RangeTerms terms = coded_range_terms(q[i], kept[i], zero_point, clamp, g[i]);
       term[i] = terms.scale;
       clipped[i] = terms.clip;
       out[i] = terms.dx;

@@ -25,12 +25,22 @@ struct AddRow {
   int8_t* residual;
 };
 
+/// What quantized_backward reads and writes.
+struct BackwardRow {
+  const uint8_t* codes;
+  const int8_t* residual;
+  int32_t zero_point;
+  ClampTerms clamp;
+  const float* dy;
+  float* dx;
+};
+
 constexpr int64_t kCodedLanes = 16;
 
 struct CodedKernels {
   void (*add)(const AddRow& r, int64_t n);
   /// stream: dx is not dy and is written past the cache where its address allows it (the caller fences). Adds to scale_lanes (times kResidualScale) and clip_lanes [kCodedLanes], lane = index % kCodedLanes.
-  void (*backward)(const uint8_t* codes, const int8_t* residual, int32_t zero_point, const float* dy, float* dx, int64_t n, bool stream, float* scale_lanes, float* clip_lanes);
+  void (*backward)(const BackwardRow& r, int64_t n, bool stream, float* scale_lanes, float* clip_lanes);
 };
 
 extern const CodedKernels kCodedScalar;

@@ -51,6 +51,7 @@ void add(const AddArgs& a) {
 void quantized_backward(const QuantizedBackwardArgs& a) {
   const CodedKernels& k = coded_kernels();
   const int64_t n = a.rows * a.c;
+  const ClampTerms clamp = clamp_terms(a.clamp_min, a.clamp_max, a.grid);
   // What is summed by column is read again at once and had better stay in the cache.
   const bool stream = a.dx != a.dy && !a.dbias && streams(n);
   struct Part {
@@ -64,7 +65,7 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
     for (int64_t at = begin; at < end; at += kSumBlock) {
       const int64_t m = std::min(kSumBlock, end - at);
       float scale[kCodedLanes] = {}, clip[kCodedLanes] = {};
-      k.backward(a.codes + at, a.residual + at, a.grid.zero_point, a.dy + at, a.dx + at, m, stream, scale, clip);
+      k.backward({a.codes + at, a.residual + at, a.grid.zero_point, clamp, a.dy + at, a.dx + at}, m, stream, scale, clip);
       for (int64_t l = 0; l < kCodedLanes; ++l) {
         part.scale += static_cast<double>(scale[l]);
         part.clip += static_cast<double>(clip[l]);

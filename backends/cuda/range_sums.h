@@ -272,6 +272,7 @@ struct CodedSums {
     uint32_t codes[4 * kQuads], residual[4 * kQuads];  // four bytes in each of the first kQuads, or one in each: bytes are taken apart when all have come
     FloatQuad dy[kQuads];
     int32_t zero_point;
+    ClampTerms clamp;
   };
   QuantizedBackwardArgs a;
   int64_t n;
@@ -282,7 +283,9 @@ struct CodedSums {
   DETENT_HD void fetch(int64_t first, int count, int t, Held& held) const {
     const uint8_t *const codes = a.codes + first, *const residual = reinterpret_cast<const uint8_t*>(a.residual) + first;
     const float* const dy = a.dy + first;
-    held.zero_point = present(a.grid, a.resident).zero_point;
+    const Grid grid = present(a.grid, a.resident);
+    held.zero_point = grid.zero_point;
+    held.clamp = clamp_terms(a.clamp_min, a.clamp_max, grid);
     for_each_place<ByFour>(t, count, [&](int i, int q, int e) {
       if constexpr (ByFour) {
         held.codes[q] = word_at(codes + i);
@@ -300,7 +303,7 @@ struct CodedSums {
   DETENT_HD void terms(int64_t first, int count, int t, const Held& held, TermMemory& term) const {
     keep_terms<ByFour>(t, count, term, a.dx + first, [&](int, int q, int e) {
       const int at = ByFour ? q : 4 * q + e, shift = ByFour ? 8 * e : 0;
-      return coded_range_terms(static_cast<uint8_t>(held.codes[at] >> shift), static_cast<int8_t>(held.residual[at] >> shift), held.zero_point, held.dy[q].v[e]);
+      return coded_range_terms(static_cast<uint8_t>(held.codes[at] >> shift), static_cast<int8_t>(held.residual[at] >> shift), held.zero_point, held.clamp, held.dy[q].v[e]);
     });
   }
 

@@ -79,8 +79,8 @@ DETENT_HD float round_to_accumulator_grid(float bias, float input_scale, float w
 }
 
 /// What a fused forward keeps for the backward pass of clamp + quantize, one byte. kOutside: outside the grid, no gradient to v and the range term is the
-/// code itself, q - z. kMasked: on the grid but at or outside the clamp, no gradient and no range term. Else round(252 * (rint(v/s) - v/s)): the gradient
-/// passes and the range term is the residual.
+/// code itself, q - z. kMasked: on the grid but at or outside the clamp, no gradient, and the range term is the bound's residual. Else
+/// round(252 * (rint(v/s) - v/s)): the gradient passes and the range term is the residual.
 constexpr int8_t kOutside = -128;
 constexpr int8_t kMasked = -127;
 constexpr float kResidualScale = 252.0f;
@@ -107,11 +107,26 @@ DETENT_HD RangeTerms range_terms(float x, float dy, float scale, float zero, flo
   return {inside ? dy : 0.0f, inside ? dy * (r - t) : (below || above ? dy * ((below ? lo : hi) - zero) : 0.0f), outer};
 }
 
-/// The same from the code and the residual byte of a fused forward; the scale term is kResidualScale times too large (exact in float).
-DETENT_HD RangeTerms coded_range_terms(int32_t code, int32_t residual, int32_t zero_point, float dy) {
+/// Range terms of what a clamp holds at its ends, times kResidualScale: a bound between two codes is rounded as any value, by the same amount each time. Codes
+/// from first_high on are at the upper end. A bound that is 0, infinite or on the grid has none.
+struct ClampTerms {
+  int32_t first_high = 0;
+  float low = 0.0f, high = 0.0f;
+};
+DETENT_HD float bound_term(float bound, const Grid& g) {
+  const float t = bound / g.scale, r = kResidualScale * (rintf(t) - t);
+  return r == r ? r : 0.0f;
+}
+DETENT_HD ClampTerms clamp_terms(float clamp_min, float clamp_max, const Grid& g) {
+  const int32_t lo = quantize(clamp_min, g), hi = quantize(clamp_max, g);
+  return {lo + (hi - lo) / 2 + 1, bound_term(clamp_min, g), bound_term(clamp_max, g)};
+}
+
+/// The same from the code and the residual byte of a fused forward; the scale term is kResidualScale times too large (exact in float, but for a clamp's).
+DETENT_HD RangeTerms coded_range_terms(int32_t code, int32_t residual, int32_t zero_point, const ClampTerms& clamp, float dy) {
   const int32_t outer = (code - zero_point) * static_cast<int32_t>(kResidualScale);
-  const int32_t inner = residual == kMasked ? 0 : residual;
-  return {residual <= kMasked ? 0.0f : dy, dy * static_cast<float>(residual == kOutside ? outer : inner), residual == kOutside ? dy : 0.0f};
+  const float inner = residual == kMasked ? (code < clamp.first_high ? clamp.low : clamp.high) : static_cast<float>(residual);
+  return {residual <= kMasked ? 0.0f : dy, dy * (residual == kOutside ? static_cast<float>(outer) : inner), residual == kOutside ? dy : 0.0f};
 }
 
 // ---- range -> grid ---------------------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ constexpr Case kCases[] = {{1, 1}, {7, 1}, {1, 7}, {129, 3}, {1000, 16}, {4097, 
 
 TEST_CASE("quantized_backward: gradient, range sums and bias in one pass") {
   const Grid grid{0.1f, 37, 0, 255};
+  const float clamp_min = -0.53f, clamp_max = 2.12f;  // codes 32 (-5.3 rounds by 0.3) and 58 (21.2 rounds by -0.2)
   for (const Case& t : kCases) {
     CAPTURE(t.rows);
     CAPTURE(t.c);
@@ -40,6 +41,8 @@ TEST_CASE("quantized_backward: gradient, range sums and bias in one pass") {
         clip += g;
       } else if (kind < 1.5f) {  // behind a clamp
         residual[i] = -127;
+        codes[i] = codes[i] < 128 ? 32 : 58;
+        term = g * (codes[i] == 32 ? 0.3 : -0.2);
       } else {
         residual[i] = static_cast<int8_t>(std::floor(rng.uniform(-126.0f, 127.0f)));
         want[i] = dy[i];
@@ -53,7 +56,7 @@ TEST_CASE("quantized_backward: gradient, range sums and bias in one pass") {
     std::vector<double> sums(2);  // of the heap, where a GPU may write
     double &got_scale = sums[0], &got_clip = sums[1];
     QuantizedBackwardArgs a;
-    a.rows = t.rows, a.c = t.c, a.codes = codes.data(), a.residual = residual.data(), a.grid = grid, a.dy = dy.data();
+    a.rows = t.rows, a.c = t.c, a.codes = codes.data(), a.residual = residual.data(), a.grid = grid, a.clamp_min = clamp_min, a.clamp_max = clamp_max, a.dy = dy.data();
     a.scale_sum = &got_scale, a.clip_sum = &got_clip;
     const auto gradient = [&](float* out) {
       a.dx = out;

@@ -184,7 +184,7 @@ TEST_CASE("rows of codes: each instruction set equals the scalar twin to the bit
             std::fill_n(out, 2 * cpu::kCodedLanes, 0.125f);
             float* dx = out + 2 * cpu::kCodedLanes;
             if (in_place) std::copy(dy.begin(), dy.end(), dx);
-            k.backward(a.data(), residual.data(), 113, in_place ? dx : dy.data(), dx, n, !in_place, out, out + cpu::kCodedLanes);
+            k.backward({a.data(), residual.data(), 113, clamp_terms(-0.7f, 1.3f, {0.013f, 113, 0, 255}), in_place ? dx : dy.data(), dx}, n, !in_place, out, out + cpu::kCodedLanes);
           });
         };
         CHECK(same_bits(run(twin), run(*fast)));

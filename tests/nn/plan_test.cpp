@@ -127,6 +127,38 @@ TEST_CASE("plan_equals_graph_resnet50_v1") { compare_networks(models::resnet50_v
 
 TEST_CASE("plan_equals_graph_mobilenet_v2") { compare_networks(models::mobilenet_v2_cifar10({.classes = 10, .image_size = 33}), {3, 33, 33, 3}, 10); }
 
+TEST_CASE("plan_equals_graph_in_the_range_gradient_behind_a_clip_between_two_codes") {
+  for (const auto& [lo, hi] : {std::pair{-1.0f, 1.0f}, {-0.7f, 2.1f}, {0.0f, 6.0f}, {-1.0f, 6.0f}, {-0.7f, kInfinity}}) {
+    for (const int bits : {8, 4}) {
+      Graph g;
+      const Value x = g.input("x", {8, 8, 3}), y = g.add<Conv2d>("conv", {x}, Conv2d::Options{.in = 3, .out = 4, .kernel_h = 3, .kernel_w = 3, .bias = true});
+      g.output(g.add<Activation>("clip", {y}, clip_op(lo, hi)));
+      initialize(g, {.seed = 1});
+      quant::QuantSim sim(g, {.scheme = quant::Scheme::range_learning_tf, .output_bits = bits});
+      const Tensor images = random_tensor({4, 8, 8, 3}, 5, 3.0f);
+      sim.compute_encodings([&] { g(images); });
+      const auto range_gradient = [&](Execution e, Products p) {
+        g.set_execution(e);
+        g.set_products(p);
+        Tape tape;
+        const Var scores = g(images);
+        tape.backward(scores, Tensor::full(scores.shape(), 1.0f));
+        double found = 0.0;
+        for (Parameter* q : g.parameters()) {
+          if (q->name == "clip.max") found = static_cast<double>(q->grad.item());
+          q->grad = Tensor();
+        }
+        return found;
+      };
+      const double wanted = range_gradient(Execution::node_by_node, Products::floats);
+      for (const Products p : {Products::floats, Products::integers}) {
+        const double got = range_gradient(Execution::planned, p);
+        CHECK_MESSAGE(std::abs(got - wanted) <= 0.03 * std::abs(wanted) + 2.0 / 255.0, lo << ".." << hi << ", " << bits << " bits: " << got << ", node by node " << wanted);
+      }
+    }
+  }
+}
+
 TEST_CASE("plan_equals_graph_where_a_batch_norm_follows_a_quantized_bias") {
   for (const bool quantized : {true, false}) {
     Graph g = small_network();
