@@ -163,7 +163,9 @@ TEST_CASE("tiles are chosen by shape") {
 }
 
 TEST_CASE("sums of ResNet-50's filter gradients are cut so that blocks come in full rounds") {
-  for (const auto& [channels, size] : {std::pair<int64_t, int64_t>{64, 56}, {128, 28}, {256, 14}, {512, 7}}) {
+  for (const auto& row : {std::pair<int64_t, int64_t>{64, 56}, {128, 28}, {256, 14}, {512, 7}}) {
+    const auto& channels = row.first;
+    const auto& size = row.second;
     const SplitSum split = select_split(channels, 9 * channels, 1, 256 * size * size);
     const int64_t blocks = split.splits * tile_count(split.shape, channels, 9 * channels, 1);
     CAPTURE(channels);

@@ -138,7 +138,8 @@ TEST_CASE("backward-data to few input channels, in any precision, is a sum in f3
     Want dx(inputs(g));
     products(g, [&](int64_t o, int64_t i, int64_t f) { dx.add(i, static_cast<double>(dy[static_cast<size_t>(o)]) * static_cast<double>(w[static_cast<size_t>(f)])); });
     std::vector<float> first;
-    for (const auto& [precision, rounding] : kPrecisions) {
+    for (const auto& row : kPrecisions) {
+      const Precision precision = row.first;
       CAPTURE(text(g.n, "x", g.h, "x", g.w, "x", g.c, " to ", g.k, ", ", g.r, "x", g.s, " stride ", g.stride_h, ", precision ", static_cast<int>(precision)));
       const Conv2dBackwardDataArgs a{.geometry = g, .dy = dy.data(), .w = w.data()};
       REQUIRE(runs_narrow(a));

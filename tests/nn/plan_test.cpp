@@ -128,7 +128,8 @@ TEST_CASE("plan_equals_graph_resnet50_v1") { compare_networks(models::resnet50_v
 TEST_CASE("plan_equals_graph_mobilenet_v2") { compare_networks(models::mobilenet_v2_cifar10({.classes = 10, .image_size = 33}), {3, 33, 33, 3}, 10); }
 
 TEST_CASE("plan_equals_graph_in_the_range_gradient_behind_a_clip_between_two_codes") {
-  for (const auto& [lo, hi] : {std::pair{-1.0f, 1.0f}, {-0.7f, 2.1f}, {0.0f, 6.0f}, {-1.0f, 6.0f}, {-0.7f, kInfinity}}) {
+  for (const auto& row : {std::pair{-1.0f, 1.0f}, {-0.7f, 2.1f}, {0.0f, 6.0f}, {-1.0f, 6.0f}, {-0.7f, kInfinity}}) {
+    const float lo = row.first, hi = row.second;
     for (const int bits : {8, 4}) {
       Graph g;
       const Value x = g.input("x", {8, 8, 3}), y = g.add<Conv2d>("conv", {x}, Conv2d::Options{.in = 3, .out = 4, .kernel_h = 3, .kernel_w = 3, .bias = true});

@@ -54,7 +54,9 @@ void check_refuses_everything(QuantSim& sim, const std::string& why) {
       {"disable", [&] { sim.disable(); }},
       {"enable", [&] { sim.enable(); }},
   };
-  for (const auto& [name, ask] : asked) {
+  for (const auto& row : asked) {
+    const auto& name = row.first;
+    const auto& ask = row.second;
     INFO(name);
     CHECK_MENTIONS(message_of(ask), text("QuantSim::", name, ": "));
     CHECK_MENTIONS(message_of(ask), why);

@@ -230,7 +230,9 @@ TEST_CASE("ranges_and_grids_that_are_none_are_refused_by_name") {
   const std::vector<std::pair<std::vector<Range>, const char*>> ranges = {
       {{}, "0 ranges are given where there are 1"}, {{{-1, 1}, {-1, 1}, {-1, 1}}, "3 ranges are given where there are 1"}, {{{1, -1}}, "[1, -1] is no range"},
       {{{-1, -2}}, "[-1, -2] is no range"},         {{{-1, INFINITY}}, "is no range"},                                   {{{NAN, 1}}, "is no range"}};
-  for (const auto& [given, words] : ranges) {
+  for (const auto& row : ranges) {
+    const auto& given = row.first;
+    const auto& words = row.second;
     const std::string m = message_of([&, &r = given] { q.set_ranges(r); });
     CHECK_MENTIONS(m, words);
     CHECK_MENTIONS(m, "\"layer.relu\"");
@@ -242,7 +244,9 @@ TEST_CASE("ranges_and_grids_that_are_none_are_refused_by_name") {
                                                                         {{{NAN, 0, 0, 255}}, "no grid"},
                                                                         {{{0.1f, 300, 0, 255}}, "zero point 300"},
                                                                         {{{0.1f, 3, 0, 15}}, "16 codes, where 8 bits have 256"}};
-  for (const auto& [given, words] : grids) {
+  for (const auto& row : grids) {
+    const auto& given = row.first;
+    const auto& words = row.second;
     const std::string m = message_of([&, &g = given] { q.set_grids(g); });
     CHECK_MENTIONS(m, words);
     CHECK_MENTIONS(m, "\"layer.relu\"");
@@ -284,7 +288,9 @@ TEST_CASE("what_a_given_grid_learns_from_is_that_grid") {
     if (r.given.scale > 1e-6f) CHECK(q.ranges()[0].max == doctest::Approx(range_of(r.learned).max));
     if (r.given.qmax - r.given.qmin == r.learned.qmax - r.learned.qmin) CHECK(same_bits(q.apply({}, Var(x)).dense(), before));
   }
-  for (const auto& [symmetric, given] : {std::pair{true, Grid{0.004f, 40, 0, 255}}, {false, Grid{0.004f, 0, -127, 127}}}) {
+  for (const auto& row : {std::pair{true, Grid{0.004f, 40, 0, 255}}, {false, Grid{0.004f, 0, -127, 127}}}) {
+    const auto& symmetric = row.first;
+    const auto& given = row.second;
     QuantizerSpec s = spec_of();
     s.grid.symmetric = symmetric;
     Quantizer q("v", s);
