@@ -111,6 +111,11 @@ io::LoaderOptions Flow::calibration_options(int64_t images) const {
   return options;
 }
 
+// Of what was left out as broken (--skip-bad-records) something must have been left.
+void Flow::require_records(int64_t seen, const io::Loader& loader) const {
+  DETENT_CHECK(seen > 0, "--data ", o_.data, ": the ", loader.images(), " training records that were read are broken, all of them; nothing is left of them to work with");
+}
+
 void Flow::calibrate() {
   // Ranges are measured in full precision, whatever a device trains in: they are then the same everywhere.
   const FullPrecision full_precision(device_);
@@ -123,6 +128,7 @@ void Flow::calibrate() {
       progress.update(done += b.images.dim(0));
       stop_if_asked();
     }
+    require_records(done, loader);
   });
   report_.images["calibration"] = done;
   if (!encodings_.activations.empty() || !encodings_.params.empty()) {
@@ -227,6 +233,8 @@ bool Flow::train() {
   int64_t images = 0;
   while (progress_.step < total) {
     loader.seek(progress_.epoch, progress_.batch);
+    const bool whole_epoch = progress_.batch == 0;
+    const int64_t step_before = progress_.step;
     io::Batch batch;
     while (progress_.step < total && next_batch(loader, batch, log)) {
       const nn::StepInfo info = naming_last_checkpoint([&] { return trainer.step(batch.images, batch.labels); });
@@ -249,6 +257,7 @@ bool Flow::train() {
       }
     }
     if (progress_.step >= total) break;
+    if (whole_epoch) require_records(progress_.step - step_before, loader);
     ++progress_.epoch;
     progress_.batch = 0;
   }

@@ -56,6 +56,7 @@ class Flow {
   detent::quant::QuantSimOptions sim_options() const;
   void quantize();
   void calibrate();
+  void require_records(int64_t seen, const detent::io::Loader& loader) const;
   void load_ranges();
   void warn_when_training_lost() const;
   std::vector<detent::Tensor> calibration_images(int64_t images);

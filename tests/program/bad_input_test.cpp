@@ -253,4 +253,9 @@ TEST_CASE("broken_training_records_are_skipped_on_request") {
   const Outcome one = w.run(w.good("out") + more + Arguments{"--skip-bad-records", "1"});
   INFO(one.err);
   CHECK(one.code == 0);
+  const std::string broken = data_folder(w, "broken", frame(example_of(2, true)) + frame(example_of(3, true)));
+  const Outcome none = w.run(w.good("none") + Arguments{"--data", broken, "--eval-samples", "8", "--skip-bad-records", "9"});
+  CHECK(none.code == 2);
+  INFO(none.err);
+  CHECK(none.err.find("--data " + broken + ": the 2 training records that were read are broken, all of them") != std::string::npos);
 }
