@@ -203,7 +203,20 @@ TEST_CASE("a_log_that_cannot_be_written_does_not_end_training") {
   CHECK(steps_in(log).size() == steps);
 }
 
+// What a hang-up means to the programs that are started meanwhile, however this test was started (nohup ignores it for all that follows).
+class HangupScope {
+ public:
+  explicit HangupScope(void (*meaning)(int)) : before_(std::signal(SIGHUP, meaning)) {}
+  ~HangupScope() { std::signal(SIGHUP, before_); }
+  HangupScope(const HangupScope&) = delete;
+  HangupScope& operator=(const HangupScope&) = delete;
+
+ private:
+  void (*before_)(int);
+};
+
 TEST_CASE("a_terminal_that_closes_and_a_pipe_that_nobody_reads_save_first") {
+  const HangupScope ends(SIG_DFL);
   const Workshop w;
   const std::string log = (w / "a") + "/m.log.jsonl", pipe = w / "pipe";
   Arguments endless = w.good("a") + Arguments{"--epochs", "100000", "--eval-samples", "8", "--resume", "auto"};
@@ -233,10 +246,8 @@ TEST_CASE("a_terminal_that_closes_and_a_pipe_that_nobody_reads_save_first") {
   }
   CHECK(steps_in(log).size() > steps);
   CHECK(has(w, text("a/m.step-", steps_in(log).size(), ".ckpt")));
-  // As by nohup.
-  std::signal(SIGHUP, SIG_IGN);
+  const HangupScope nohup(SIG_IGN);
   Process p(w.good("b") + Arguments{"--max-steps", "2", "--eval-samples", "8"}, w / "stdout", w / "stderr");
-  std::signal(SIGHUP, SIG_DFL);
   for (int i = 0; i < 20 && p.running(); ++i) {
     p.send(SIGHUP);
     std::this_thread::sleep_for(kPoll);
