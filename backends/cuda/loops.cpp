@@ -58,7 +58,7 @@ struct SumPiece {
     const Index piece = static_cast<Index>(i) / static_cast<Index>(results);
     const int64_t result = i - static_cast<int64_t>(piece) * results;
     const int64_t first = static_cast<int64_t>(piece) * kFan, last = first + kFan < count ? first + kFan : count;
-    const float* x = a + offsets_at<Index>(kept, result).a;
+    const float* x = first < last ? a + offsets_at<Index>(kept, result).a : a;  // of nothing there may be no array
     double sum = 0.0;
     if (summed.rank == 1) {
       for (int64_t k = first; k < last; ++k) sum += static_cast<double>(x[k * summed.a_stride[0]]);
