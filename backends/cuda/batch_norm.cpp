@@ -18,16 +18,22 @@ DETENT_HD Some<float, Width> some(const float* p) {
   }
 }
 
+// Rows of a run, all loads on their way at once; those from n on stay zero.
+template <int Width, bool Whole, bool Full, int Rows>
+DETENT_HD void read_rows(const float* from, int64_t step, int n, Some<float, Width> (&rows)[Rows]) {
+  DETENT_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    if (Full || i < n) rows[i] = some<Width, Whole>(from + i * step);
+  }
+}
+
 // (mean, M2) of a column, merged as Chan et al. 1983.
 struct MomentsOp {
   const float* x;
   template <int Width, bool Whole, bool Full>
   DETENT_HD void run(int64_t at, int64_t, int64_t step, int n, ColumnPart* part) const {
     Some<float, Width> v[kReduceRun] = {};
-    DETENT_UNROLL
-    for (int i = 0; i < kReduceRun; ++i) {
-      if (Full || i < n) v[i] = some<Width, Whole>(x + at + i * step);
-    }
+    read_rows<Width, Whole, Full>(x + at, step, n, v);
     DETENT_UNROLL
     for (int e = 0; e < Width; ++e) {
       // About the first value: a mean far from zero costs no digits.
@@ -137,10 +143,8 @@ struct GradientOp {
     DETENT_UNROLL_BY(1)
     for (int i0 = 0; i0 < kReduceRun; i0 += kAtOnce, at += kAtOnce * step) {
       Some<float, Width> u[kAtOnce] = {}, d[kAtOnce] = {};
-      DETENT_UNROLL
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (Full || i0 + i < n) u[i] = some<Width, Whole>(x + at + i * step), d[i] = some<Width, Whole>(dy + at + i * step);
-      }
+      read_rows<Width, Whole, Full>(x + at, step, n - i0, u);
+      read_rows<Width, Whole, Full>(dy + at, step, n - i0, d);
       DETENT_UNROLL
       for (int i = 0; i < kAtOnce; ++i) {
         if (!Full && i0 + i >= n) break;
@@ -225,10 +229,7 @@ struct SumOp {
   DETENT_HD void run(int64_t at, int64_t, int64_t step, int n, ColumnPart* part) const {
     float sum[Width] = {};
     Some<float, Width> v[kReduceRun] = {};
-    DETENT_UNROLL
-    for (int i = 0; i < kReduceRun; ++i) {
-      if (Full || i < n) v[i] = some<Width, Whole>(y + at + i * step);
-    }
+    read_rows<Width, Whole, Full>(y + at, step, n, v);
     DETENT_UNROLL
     for (int i = 0; i < kReduceRun; ++i) {
       DETENT_UNROLL
