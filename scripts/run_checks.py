@@ -86,6 +86,12 @@ def run(*command, cwd=ROOT, env=None, timeout=1800):
     return done.returncode, done.stdout
 
 
+def succeeds(*command, env=None):
+    """What Tally.command takes."""
+    code, output = run(*command, env=env)
+    return code == 0, output
+
+
 def run_suite(tally, build, label, env=None, multiplier=1, suite="fast"):
     log = build / "meson-logs" / "testlog.json"
     log.unlink(missing_ok=True)
@@ -203,7 +209,7 @@ def sanitized_build(name, kind, sanitize, targets):
 
 
 def embedded(tally, build, kind):
-    tally.command(f"embed: Meson, subproject, {kind}", lambda: (lambda r: (r[0] == 0, r[1]))(run(build / "embed", env=SANITIZER_ENV)))
+    tally.command(f"embed: Meson, subproject, {kind}", lambda: succeeds(build / "embed", env=SANITIZER_ENV))
 
 
 def aarch64(tally):
@@ -268,7 +274,7 @@ def main():
     run_suite(tally, BUILD, "test")
     if options.sanitizers and platform.machine() == "x86_64":
         smaller_processors(tally)
-    tally.command("layers", lambda: (lambda r: (r[0] == 0, r[1]))(run("scripts/check_layers")))
+    tally.command("layers", lambda: succeeds("scripts/check_layers"))
     tally.command("cuda module", cuda_module)
     if options.ptx and (BUILD / "libdetent_cuda.so").exists():
         run_suite(tally, BUILD, "ptx", suite="ptx")
