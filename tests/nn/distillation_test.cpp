@@ -15,13 +15,6 @@ constexpr int64_t kImages = 6, kClasses = 4;
 
 Tensor images() { return random_tensor({kImages, 8, 8, 3}, 21); }
 
-Graph folded(uint64_t seed) {
-  Graph g = small_network();
-  randomize(g, seed);
-  fold_batch_norms(g);
-  return g;
-}
-
 std::vector<double> log_probabilities(const float* scores, double temperature) {
   std::vector<double> out;
   double sum = 0.0;
@@ -52,13 +45,13 @@ std::map<std::string, Tensor> copy_of_state(Graph& g) {
 }  // namespace
 
 TEST_CASE("a_taught_step_has_the_loss_of_labels_and_teacher_in_their_shares") {
-  Graph teacher = folded(7);
+  Graph teacher = folded_small_network(7);
   const Tensor labels = class_labels(kImages, kClasses);
   for (const float weight : {0.0f, 0.3f, 1.0f}) {
     for (const float temperature : {1.0f, 4.0f}) {
       CAPTURE(weight);
       CAPTURE(temperature);
-      Graph g = folded(2);
+      Graph g = folded_small_network(2);
       const double wanted = wanted_loss(g, teacher, labels, static_cast<double>(weight), static_cast<double>(temperature));
       Sgd sgd({.learning_rate = 0.01f});
       Trainer trainer(g, sgd, {.base = 0.01f});
@@ -69,7 +62,7 @@ TEST_CASE("a_taught_step_has_the_loss_of_labels_and_teacher_in_their_shares") {
 }
 
 TEST_CASE("all_of_the_loss_from_the_teacher_needs_no_labels") {
-  Graph teacher = folded(7), a = folded(2), b = folded(2);
+  Graph teacher = folded_small_network(7), a = folded_small_network(2), b = folded_small_network(2);
   const Tensor none = Tensor::from<int64_t>(Shape{kImages}, std::vector<int64_t>(kImages, -1));
   for (const auto& [g, labels] : {std::pair{&a, class_labels(kImages, kClasses)}, std::pair{&b, none}}) {
     Sgd sgd({.learning_rate = 0.01f});
@@ -110,7 +103,7 @@ TEST_CASE("a_quantized_network_comes_back_to_its_teacher_which_stays_as_it_is") 
 }
 
 TEST_CASE("teachers_that_cannot_teach_are_named") {
-  Graph g = folded(2), teacher = folded(7), quantized = folded(7), wider = small_network(8, 5);
+  Graph g = folded_small_network(2), teacher = folded_small_network(7), quantized = folded_small_network(7), wider = small_network(8, 5);
   initialize(wider);
   quant::QuantSim sim(quantized, {});
   sim.compute_encodings([&] { quantized(images()); });

@@ -15,6 +15,7 @@
 #include "detent/nn/layers.h"
 #include "detent/nn/models/models.h"
 #include "detent/nn/optimizer.h"
+#include "detent/nn/passes/fold_batch_norm.h"
 #include "detent/nn/train.h"
 
 namespace detent::test {
@@ -97,6 +98,20 @@ inline nn::Graph small_network(int64_t size = 8, int64_t classes = 4) {
   x = g.add<Flatten>("flatten", {g.add<GlobalAveragePool>("pool", {x})});
   g.output(g.add<Dense>("fc", {x}, Dense::Options{.in = 8, .out = classes}));
   return g;
+}
+
+/// The same with random weights and without its batch norms.
+inline nn::Graph folded_small_network(uint64_t seed = 1) {
+  nn::Graph g = small_network();
+  randomize(g, seed);
+  nn::fold_batch_norms(g);
+  return g;
+}
+
+/// Four images for it.
+inline const Tensor& small_images() {
+  static const Tensor x = random_tensor({4, 8, 8, 3}, 5);
+  return x;
 }
 
 /// What one training step computes: the loss and the gradient of every parameter. Statistics are put back.

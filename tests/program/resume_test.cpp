@@ -34,10 +34,7 @@ nlohmann::json summary(const Workshop& w, const std::string& folder) { return nl
 
 TEST_CASE("a_stop_or_a_kill_behind_training_goes_on_from_its_end") {
   const Workshop w;
-  const std::string valid = (w / "data") + "/valid-00000-of-00001", once = slurp(valid);
-  std::string many;
-  for (int i = 0; i < 60; ++i) many += once;
-  spill(valid, many);  // time to be stopped in
+  w.prolong_validation();
   for (const char* batch_norm : {"keep", "fold"}) {
     const Arguments more{"--batch-norm", batch_norm, "--seed", "5", "--lr", "0.01"};
     const std::string whole = std::string("whole-") + batch_norm;
@@ -92,10 +89,7 @@ TEST_CASE("biases_that_only_their_correction_made_are_resumed") {
 
 TEST_CASE("a_stop_that_cannot_save_what_was_trained_is_an_error") {
   const Workshop w;
-  const std::string valid = (w / "data") + "/valid-00000-of-00001", once = slurp(valid);
-  std::string many;
-  for (int i = 0; i < 60; ++i) many += once;
-  spill(valid, many);  // time to be stopped in
+  w.prolong_validation();
   make_folders((w / "a") + "/m.step-2.ckpt");
   Process p(w.good("a") + Arguments{"--max-steps", "2"}, w / "stdout", w / "stderr");
   while (p.running() && slurp(w / "stderr").empty()) std::this_thread::sleep_for(kPoll);

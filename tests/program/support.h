@@ -81,6 +81,13 @@ class Workshop {
     return {"--arch", "resnet20-cifar10", "--data", folder_ / "data", "--weights", folder_ / "weights.safetensors", "--quant-scheme", "range-learning-tf", "--batch", "8", "--calibration-samples", "16",
             "--threads", "1", "--device", "cpu", "--quiet", "--prefix", "m", "--output", folder_ / output};
   }
+  /// Sixty times the images: time to be stopped in.
+  void prolong_validation() const {
+    const std::string valid = (folder_ / "data") + "/valid-00000-of-00001", once = slurp(valid);
+    std::string many;
+    for (int i = 0; i < 60; ++i) many += once;
+    spill(valid, many);
+  }
   Outcome run(const Arguments& arguments) const { return Process(arguments, folder_ / "stdout", folder_ / "stderr").wait(); }
 
  private:

@@ -2,7 +2,6 @@
 #include <functional>
 #include <memory>
 
-#include "detent/nn/passes/fold_batch_norm.h"
 #include "detent/quant/quantsim.h"
 #include "detent/tests/nn/support.h"
 
@@ -15,18 +14,6 @@ namespace {
 
 using Execution = Graph::Execution;
 
-Graph folded_network(uint64_t seed = 1) {
-  Graph g = small_network();
-  randomize(g, seed);
-  fold_batch_norms(g);
-  return g;
-}
-
-const Tensor& images() {
-  static const Tensor x = random_tensor({4, 8, 8, 3}, 5);
-  return x;
-}
-
 int index_of(Graph& g, const char* node) { return g.value(g.find_value(node)).producer; }
 
 size_t quantizers(Graph& g) { return g.transforms().size(); }
@@ -35,7 +22,7 @@ std::unique_ptr<QuantSim> calibrated(Graph& g, Scheme scheme = Scheme::tf) {
   QuantConfig config = default_config("integer");
   config.params["bias"] = {true, true};
   auto sim = std::make_unique<QuantSim>(g, QuantSimOptions{.scheme = scheme, .config = config});
-  sim->compute_encodings([&] { g(images()); });
+  sim->compute_encodings([&] { g(small_images()); });
   return sim;
 }
 
@@ -67,7 +54,7 @@ void check_refuses_everything(QuantSim& sim, const std::string& why) {
 }  // namespace
 
 TEST_CASE("a sim whose layer was replaced says so, and takes out what is left of its quantizers") {
-  Graph g = folded_network();
+  Graph g = folded_small_network();
   auto sim = calibrated(g);
   g.replace(index_of(g, "conv2"), std::make_unique<Conv2d>(Conv2d::Options{.in = 8, .out = 8, .kernel_h = 3, .kernel_w = 3, .spec = {.padding = {1, 1, 1, 1}}, .bias = true}));
   check_refuses_everything(*sim, "\"conv2.weight\" was taken out of the network or replaced");
@@ -77,7 +64,7 @@ TEST_CASE("a sim whose layer was replaced says so, and takes out what is left of
 }
 
 TEST_CASE("a sim whose quantized value was taken out says so") {
-  Graph g = folded_network();
+  Graph g = folded_small_network();
   auto sim = calibrated(g);
   g.bypass(index_of(g, "relu1"));
   check_refuses_everything(*sim, "\"relu1\" was taken out");
@@ -86,15 +73,15 @@ TEST_CASE("a sim whose quantized value was taken out says so") {
 }
 
 TEST_CASE("a sim whose network was destroyed or replaced says so, and goes in peace") {
-  auto g = std::make_unique<Graph>(folded_network());
+  auto g = std::make_unique<Graph>(folded_small_network());
   auto sim = calibrated(*g);
   g.reset();
   check_refuses_everything(*sim, "its network is gone");
   sim.reset();
 
-  Graph h = folded_network();
+  Graph h = folded_small_network();
   sim = calibrated(h);
-  h = folded_network(2);
+  h = folded_small_network(2);
   check_refuses_everything(*sim, "its network is gone");
   const auto next = calibrated(h);
   const size_t n = quantizers(h);
@@ -103,7 +90,7 @@ TEST_CASE("a sim whose network was destroyed or replaced says so, and goes in pe
 }
 
 TEST_CASE("a sim whose network was moved away says so, and takes its quantizers out where they are") {
-  auto g = std::make_unique<Graph>(folded_network());
+  auto g = std::make_unique<Graph>(folded_small_network());
   auto sim = calibrated(*g);
   Graph elsewhere = std::move(*g);
   CHECK(quantizers(elsewhere) > 0);
@@ -117,33 +104,33 @@ TEST_CASE("a sim whose network was moved away says so, and takes its quantizers 
 }
 
 TEST_CASE("edits that leave the quantized layers alone are nobody's business") {
-  Graph g = folded_network();
+  Graph g = folded_small_network();
   auto sim = calibrated(g);
-  const Tensor before = infer(g, images());
+  const Tensor before = infer(g, small_images());
   g.output(g.add<Softmax>("softmax", {g.find_value("fc")}));
   CHECK(sim->find("fc"));
   g.bypass(index_of(g, "softmax"));
   CHECK(sim->find("fc"));
-  CHECK(same_bits(infer(g, images()), before));
+  CHECK(same_bits(infer(g, small_images()), before));
   sim.reset();
   CHECK(quantizers(g) == 0);
 }
 
 TEST_CASE("integer execution prepares weights and biases anew when they were written to") {
   for (const Scheme scheme : {Scheme::tf, Scheme::range_learning_tf}) {
-    Graph g = folded_network();
+    Graph g = folded_small_network();
     const auto sim = calibrated(g, scheme);
     sim->freeze();
     auto& conv = static_cast<Conv2d&>(*g.find("conv2")->module);
     g.set_execution(Execution::integer);
-    Tensor last = infer(g, images());
+    Tensor last = infer(g, small_images());
     const auto check_follows = [&](const char* what) {
       INFO(what);
-      const Tensor scores = infer(g, images());
+      const Tensor scores = infer(g, small_images());
       CHECK_FALSE(same_bits(scores, last));
-      CHECK(same_bits(infer(g, images()), scores));
+      CHECK(same_bits(infer(g, small_images()), scores));
       g.set_execution(Execution::integer);
-      CHECK(same_bits(infer(g, images()), scores));
+      CHECK(same_bits(infer(g, small_images()), scores));
       last = scores;
     };
     for (float *w = conv.weight.value.data<float>(), *end = w + conv.weight.value.elements(); w != end; ++w) *w *= -0.7f;
@@ -155,7 +142,7 @@ TEST_CASE("integer execution prepares weights and biases anew when they were wri
     check_follows("weights, through another handle");
     // Read by somebody who might have written.
     conv.weight.value.data<float>();
-    CHECK(same_bits(infer(g, images()), last));
+    CHECK(same_bits(infer(g, small_images()), last));
   }
 }
 
@@ -163,31 +150,31 @@ TEST_CASE("integer execution notices quantizers of parameters that changed") {
   for (const Scheme scheme : {Scheme::tf, Scheme::range_learning_tf}) {
     for (const char* name : {"conv1.weight", "conv2.bias"}) {
       INFO(name);
-      Graph g = folded_network();
+      Graph g = folded_small_network();
       const auto sim = calibrated(g, scheme);
       const auto go = [&] { g.set_execution(Execution::integer); };
       const std::string changed = text("the quantizer of \"", name, "\" has another range or state");
       go();
-      const Tensor before = infer(g, images());
+      const Tensor before = infer(g, small_images());
       std::vector<Range> ranges = sim->find(name)->ranges();
       for (Range& r : ranges) r = {0.3 * r.min, 0.3 * r.max};
       sim->find(name)->set_ranges(ranges);
-      CHECK_MENTIONS(message_of([&] { infer(g, images()); }), changed);
+      CHECK_MENTIONS(message_of([&] { infer(g, small_images()); }), changed);
       go();
-      CHECK_FALSE(same_bits(infer(g, images()), before));
+      CHECK_FALSE(same_bits(infer(g, small_images()), before));
       sim->find(name)->disable();
-      CHECK_MENTIONS(message_of([&] { infer(g, images()); }), changed);
+      CHECK_MENTIONS(message_of([&] { infer(g, small_images()); }), changed);
       CHECK_MENTIONS(message_of(go), text("\"", name, "\" is off"));
     }
   }
 }
 
 TEST_CASE("integer execution notices inputs and outputs that were added") {
-  Graph g = folded_network();
+  Graph g = folded_small_network();
   const auto sim = calibrated(g);
   const auto go = [&] { g.set_execution(Execution::integer); };
   const auto run = [&] {
-    const Var x(images());
+    const Var x(small_images());
     const NoGrad no_grad;
     return g.forward({}, {&x, 1});
   };
@@ -199,7 +186,7 @@ TEST_CASE("integer execution notices inputs and outputs that were added") {
   CHECK(run()[1].defined());
   g.input("other", {2});
   CHECK_MENTIONS(message_of([&] {
-                   const Var xs[] = {Var(images()), Var(random_tensor({4, 2}, 3))};
+                   const Var xs[] = {Var(small_images()), Var(random_tensor({4, 2}, 3))};
                    g.forward({}, xs);
                  }),
                  "edited since set_execution(integer)");

@@ -230,13 +230,14 @@ TEST_CASE("ranges_and_grids_that_are_none_are_refused_by_name") {
   const std::vector<std::pair<std::vector<Range>, const char*>> ranges = {
       {{}, "0 ranges are given where there are 1"}, {{{-1, 1}, {-1, 1}, {-1, 1}}, "3 ranges are given where there are 1"}, {{{1, -1}}, "[1, -1] is no range"},
       {{{-1, -2}}, "[-1, -2] is no range"},         {{{-1, INFINITY}}, "is no range"},                                   {{{NAN, 1}}, "is no range"}};
-  for (const auto& row : ranges) {
-    const auto& given = row.first;
-    const auto& words = row.second;
-    const std::string m = message_of([&, &r = given] { q.set_ranges(r); });
-    CHECK_MENTIONS(m, words);
-    CHECK_MENTIONS(m, "\"layer.relu\"");
-  }
+  const auto check_refused = [](const auto& rows, const auto& set) {
+    for (const auto& row : rows) {
+      const std::string m = message_of([&] { set(row.first); });
+      CHECK_MENTIONS(m, row.second);
+      CHECK_MENTIONS(m, "\"layer.relu\"");
+    }
+  };
+  check_refused(ranges, [&](const std::vector<Range>& given) { q.set_ranges(given); });
   const std::vector<std::pair<std::vector<Grid>, const char*>> grids = {{{}, "0 grids where there are 1"},
                                                                         {{{0.1f, 0, 0, 255}, {0.1f, 0, 0, 255}}, "2 grids where there are 1"},
                                                                         {{{-1.0f, 0, 0, 255}}, "scale -1"},
@@ -244,13 +245,7 @@ TEST_CASE("ranges_and_grids_that_are_none_are_refused_by_name") {
                                                                         {{{NAN, 0, 0, 255}}, "no grid"},
                                                                         {{{0.1f, 300, 0, 255}}, "zero point 300"},
                                                                         {{{0.1f, 3, 0, 15}}, "16 codes, where 8 bits have 256"}};
-  for (const auto& row : grids) {
-    const auto& given = row.first;
-    const auto& words = row.second;
-    const std::string m = message_of([&, &g = given] { q.set_grids(g); });
-    CHECK_MENTIONS(m, words);
-    CHECK_MENTIONS(m, "\"layer.relu\"");
-  }
+  check_refused(grids, [&](const std::vector<Grid>& given) { q.set_grids(given); });
   CHECK(q.grids() == before);
   QuantizerSpec s = spec_of();
   s.parameter = true;
