@@ -35,6 +35,8 @@ int check_axis(const char* op, int axis, int rank) {
 
 const Kernels& kernels(Device device) { return backend(device).kernels(); }
 
+const Tensor& values_of(const Var& x) { return x.bf16() && kernels(x.device()).keeps_bf16 ? *x.bf16() : x.dense(); }
+
 Strides strides_of(const Shape& shape) {
   Strides s;
   int64_t step = 1;
@@ -104,15 +106,16 @@ Tensor scaled(const Tensor& x, float factor) {
 }
 
 Tensor apply(const Pointwise& op, const Tensor& x) {
-  Tensor y(x.shape(), DType::f32, x.device());
-  kernels(x.device()).pointwise({.op = op, .x = x.data<float>(), .out = y.data<float>(), .n = x.elements()});
+  Tensor y(x.shape(), x.dtype(), x.device());
+  kernels(x.device()).pointwise({.op = op, .x = floats_in(x), .out = floats_in(y), .n = x.elements(), .x16 = words_in(x), .out16 = words_in(y)});
   return y;
 }
 
 Tensor apply_backward(const Pointwise& op, const Tensor& saved, const Tensor& dy, Tensor dx) {
-  if (!dx.defined()) dx = Tensor(dy.shape(), DType::f32, dy.device());
-  const float* s = saved.data<float>();
-  kernels(dy.device()).pointwise_backward({.op = op, .x = s, .y = s, .dy = dy.data<float>(), .out = dx.data<float>(), .n = dy.elements()});
+  if (!dx.defined()) dx = Tensor(dy.shape(), dy.dtype(), dy.device());
+  const float* s = floats_in(saved);
+  kernels(dy.device())
+      .pointwise_backward({.op = op, .x = s, .y = s, .dy = floats_in(dy), .out = floats_in(dx), .n = dy.elements(), .x16 = words_in(saved), .dy16 = words_in(dy), .out16 = words_in(dx)});
   return dx;
 }
 

@@ -39,7 +39,7 @@ void strided_copy(const Shape& extents, const Tensor& a, int64_t a_offset, const
 Tensor binary(BinaryOp op, const Tensor& a, const Tensor& b);
 Tensor scaled(const Tensor& x, float factor);
 Tensor apply(const Pointwise& op, const Tensor& x);
-/// dy * op'(x); `saved` stands for x and for y, whichever the function's derivative reads.
+/// dy * op'(x); `saved` stands for x and for y, whichever the function's derivative reads. Of dy's type.
 /// Written to `dx` when given, which may be dy.
 Tensor apply_backward(const Pointwise& op, const Tensor& saved, const Tensor& dy, Tensor dx = {});
 /// x summed over the axes along which `shape` was broadcast to x's; x itself when nothing was.
@@ -50,7 +50,15 @@ Tensor broadcast_to(const Tensor& x, const Shape& shape);
 /// Memory for a gradient of dy's shape: dy's own when nothing else reads it. Kernels that go element by element may write over what they read.
 Tensor reuse(const Tensor& dy);
 
-/// What an op keeps of an input it reads dense or coded.
+/// The value as kernels of its device may read it: in bf16 where it is kept so and they take that, else dense.
+const Tensor& values_of(const Var& x);
+/// The elements of a tensor by its type; null for the other type, and for an undefined tensor.
+inline const float* floats_in(const Tensor& t) { return t.defined() && t.dtype() == DType::f32 ? t.data<float>() : nullptr; }
+inline float* floats_in(Tensor& t) { return t.defined() && t.dtype() == DType::f32 ? t.data<float>() : nullptr; }
+inline const uint16_t* words_in(const Tensor& t) { return t.defined() && t.dtype() == DType::bf16 ? t.data<uint16_t>() : nullptr; }
+inline uint16_t* words_in(Tensor& t) { return t.defined() && t.dtype() == DType::bf16 ? t.data<uint16_t>() : nullptr; }
+
+/// What an op keeps of an input it reads dense (also in bf16) or coded.
 struct Kept {
   Tensor x;
   Grid grid;
@@ -58,6 +66,8 @@ struct Kept {
   ConvInput input() const;
 };
 Kept keep(const Var& x);
+/// The same for kernels that take bf16.
+Kept keep_values(const Var& x);
 /// True when the value lies on one grid of bytes; codes_of gives them.
 bool on_byte_grid(const Var& x);
 Kept codes_of(const Var& x);
@@ -84,6 +94,7 @@ class ToGrid {
 
  private:
   Tensor codes_, residual_;
+  DType gradient_ = DType::f32;
   Grid grid_;
   Tensor resident_;
   GridSpec spec_;

@@ -1,6 +1,6 @@
 // Differentiable operations on Vars. Each checks devices, types and shapes (an Error names the op, the argument and both values), allocates its result,
 // runs the kernel of the device and records its gradient when a tape wants it. Feature maps are [n,h,w,c], conv weights [k,r,s,c/groups], dense weights
-// [out,in]; all values f32. A X_shape function gives the result's shape, or throws the op's error, before anything runs. Axes below 0 count from the end.
+// [out,in]; all values f32 (or kept in bf16: Conv2dSpec::result). A X_shape function gives the result's shape, or throws the op's error, before anything runs. Axes below 0 count from the end.
 // Thread-safe on distinct Vars; a Var belongs to the thread of its tape.
 #pragma once
 
@@ -41,6 +41,9 @@ struct Conv2dSpec {
   Tensor addend = {};
   /// Not null: filled with the statistics of the result, gathered while it is computed, for a batch norm that follows. Not with a clamp, a scale, an addend or a target.
   BatchStatistics* statistics = nullptr;
+  /// bf16: the result is kept so where the device's kernels take it (Kernels::keeps_bf16); else it is f32. Batch norm, pointwise functions, max pools and sums of such
+  /// values are kept so too, other ops make f32 of them; gradients have their values' type. Not with a grid, nor where x or w lies on one.
+  DType result = DType::f32;
 };
 Shape conv2d_shape(const Shape& x, const Shape& w, const Conv2dSpec& spec);
 /// bias is [k] or null. A coded x stays coded: the kernel reads its bytes, and they are all that is kept for the backward pass.

@@ -57,9 +57,10 @@ PlacedGrids weight_grids(const Var& w, Device device, const GridTarget* target) 
 
 // Values that lie on a byte's grid but came as floats (through a max pool, say) are coded again where the weights' integers can be multiplied: exact, and the
 // backward pass keeps a quarter of the bytes.
-ops::Kept keep_input(const Var& x, const PlacedGrids& w) {
+ops::Kept keep_input(const Var& x, const PlacedGrids& w, const GridTarget* target) {
   constexpr int32_t kByte = 128;
-  return w.magnitude == 0 || w.magnitude > kByte || !ops::on_byte_grid(x) ? ops::keep(x) : ops::codes_of(x);
+  if (w.magnitude > 0 && w.magnitude <= kByte && ops::on_byte_grid(x)) return ops::codes_of(x);
+  return w.magnitude == 0 && !target ? ops::keep_values(x) : ops::keep(x);
 }
 
 // Dense is a convolution of one image of a single row: the same kernels, the same coded inputs.
@@ -67,7 +68,7 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
   const float lo = spec.clamp_min, hi = spec.clamp_max;
   const Device device = x.device();
   const PlacedGrids w_grids = weight_grids(w, device, target);
-  const ops::Kept kept_x = keep_input(x, w_grids);
+  const ops::Kept kept_x = keep_input(x, w_grids, target);
   const Tensor wt = w.dense();
   const bool wanted = x.tracked() || w.tracked() || (bias && bias->tracked()) || (target && target->min.tracked());
   DETENT_CHECK(!(wanted && (spec.channel_scale.defined() || spec.addend.defined())), op, ": channel_scale and addend are for inference, but a gradient of an input is wanted");
@@ -83,8 +84,10 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
   if (to_grid) {
     to_grid->fill(args.epilogue);
   } else {
-    y = Tensor(y_shape, DType::f32, device);
-    args.epilogue.y = y.data<float>();
+    const bool in_bf16 = spec.result == DType::bf16 && ops::kernels(device).keeps_bf16 && w_grids.magnitude == 0 && kept_x.x.dtype() != DType::u8;
+    y = Tensor(y_shape, in_bf16 ? DType::bf16 : DType::f32, device);
+    args.epilogue.y = ops::floats_in(y);
+    args.epilogue.y16 = ops::words_in(y);
   }
   if (spec.statistics) {
     DETENT_CHECK(!target && !clamps(lo, hi) && !spec.channel_scale.defined() && !spec.addend.defined(), op, ": statistics are gathered of sums and bias alone, not with a clamp, a scale, an addend or a grid");
@@ -101,6 +104,7 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
   const Tensor saved_y = !to_grid && clamps(lo, hi) ? y : Tensor();
   const int range_at = bias ? 3 : 2;
   const Shape x_shape = x.shape(), w_shape = w.shape();
+  const DType dx_type = ops::kernels(device).keeps_bf16 ? x.gradient_type() : DType::f32;
   BackwardFn backward = [=](const Tensor& upstream, GradSink& sink) {
     Tensor db;
     if (needs_bias && (to_grid || sink.needs(1))) db = Tensor(Shape{g.k}, DType::f32, upstream.device());
@@ -109,16 +113,16 @@ Var convolve(const char* op, const Var& x, const Var& w, const Var* bias, const 
                                           : upstream;
     const Kernels& k = ops::kernels(dy.device());
     if (sink.needs(0)) {
-      Tensor dx(x_shape, DType::f32, dy.device());
-      k.conv2d_backward_data({g, dy.data<float>(), saved_w.data<float>(), dx.data<float>(), w_grids.get()});
+      Tensor dx(x_shape, dx_type, dy.device());
+      k.conv2d_backward_data({g, ops::floats_in(dy), saved_w.data<float>(), ops::floats_in(dx), w_grids.get(), ops::words_in(dy), ops::words_in(dx)});
       sink.add(0, std::move(dx));
     }
     if (sink.needs(1)) {
       Tensor dw(w_shape, DType::f32, dy.device());
-      k.conv2d_backward_filter({g, saved_x.input(), dy.data<float>(), dw.data<float>(), needs_bias && !to_grid ? db.data<float>() : nullptr});
+      k.conv2d_backward_filter({g, saved_x.input(), ops::floats_in(dy), dw.data<float>(), needs_bias && !to_grid ? db.data<float>() : nullptr, ops::words_in(dy)});
       sink.add(1, std::move(dw));
     }
-    if (needs_bias) sink.add(2, db.defined() ? std::move(db) : ops::reduce_to(dy, Shape{g.k}));
+    if (needs_bias) sink.add(2, db.defined() ? std::move(db) : ops::reduce_to(as_type(dy, DType::f32), Shape{g.k}));
   };
   std::vector<Var> inputs{x, w};
   if (bias) inputs.push_back(*bias);

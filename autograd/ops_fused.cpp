@@ -5,7 +5,7 @@ namespace detent {
 
 namespace ops {
 
-Tensor reuse(const Tensor& dy) { return dy.unique() ? dy : Tensor(dy.shape(), DType::f32, dy.device()); }
+Tensor reuse(const Tensor& dy) { return dy.unique() ? dy : Tensor(dy.shape(), dy.dtype(), dy.device()); }
 
 ConvInput Kept::input() const {
   ConvInput in;
@@ -14,12 +14,14 @@ ConvInput Kept::input() const {
     in.grid = grid;
     in.resident = grids_in(resident);
   } else {
-    in.x = x.data<float>();
+    in.x = floats_in(x);
+    in.x16 = words_in(x);
   }
   return in;
 }
 
 Kept keep(const Var& x) { return x.coded() ? Kept{x.coded()->codes, x.coded()->grid, x.coded()->resident} : Kept{x.dense(), {}, {}}; }
+Kept keep_values(const Var& x) { return x.coded() ? keep(x) : Kept{values_of(x), {}, {}}; }
 
 Tensor placed(std::span<const Grid> grids, const Tensor& resident, Device device) {
   if (resident.defined()) return resident;
@@ -31,7 +33,12 @@ Tensor placed(std::span<const Grid> grids, const Tensor& resident, Device device
 ToGrid::ToGrid(const char* op, const Shape& shape, Device device, const GridTarget& t, bool keep_residual)
     : codes_(shape, DType::u8, device), grid_(t.grid), resident_(t.resident), spec_(t.spec), rule_(t.rule) {
   DETENT_CHECK(is_valid(t.grid) && t.grid.qmin >= 0 && t.grid.qmax <= 255, op, ": the grid with scale ", t.grid.scale, " and codes ", t.grid.qmin, "..", t.grid.qmax, " does not fit a byte");
-  if (keep_residual) residual_ = Tensor(shape, DType::s8, device);
+  if (keep_residual) {
+    residual_ = Tensor(shape, DType::s8, device);
+    // The products of the backward pass round their factors in any case.
+    const Backend& b = backend(device);
+    if (b.precision() == Precision::bf16 && b.kernels().keeps_bf16) gradient_ = DType::bf16;
+  }
   if (t.min.defined()) {
     check_args(op, {{"min", t.min}, {"max", t.max}});
     check_tensor(op, "min", t.min.dense(), DType::f32, Shape{1}, device);
@@ -71,7 +78,7 @@ void ToGrid::fill(Epilogue& e) {
   clamp_max_ = e.clamp_max;
 }
 
-Var ToGrid::result() const { return Var(Coded{codes_, grid_, resident_}); }
+Var ToGrid::result() const { return Var(Coded{codes_, grid_, resident_, gradient_}); }
 
 Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at, Tensor* column_sum) const {
   Tensor dx = reuse(dy);
@@ -85,8 +92,10 @@ Tensor ToGrid::backward(const Tensor& dy, GradSink& sink, int at, Tensor* column
                              .resident = grids_in(resident_),
                              .clamp_min = clamp_min_,
                              .clamp_max = clamp_max_,
-                             .dy = dy.data<float>(),
-                             .dx = dx.data<float>()};
+                             .dy = floats_in(dy),
+                             .dx = floats_in(dx)};
+  args.dy16 = words_in(dy);
+  args.dx16 = words_in(dx);
   args.scale_sum = static_cast<double*>(sums.raw());
   args.clip_sum = args.scale_sum + 1;
   args.dbias = column_sum ? column_sum->data<float>() : nullptr;
@@ -103,15 +112,18 @@ Var fused_add(const char* op, const Var& a, const Var& b, float lo, float hi, co
   const Device device = ops::check_args(op, {{"a", a}, {"b", b}});
   ops::check_shape(op, "b", b.shape(), a.shape());
   const bool on_codes = target && ops::on_byte_grid(a) && ops::on_byte_grid(b);  // the kernel adds codes where the target's grid absorbs the clamp
-  const ops::Kept ka = on_codes ? ops::codes_of(a) : ops::keep(a), kb = on_codes ? ops::codes_of(b) : ops::keep(b);
+  const bool in_bf16 = !target && a.bf16() && b.bf16() && ops::kernels(device).keeps_bf16;
+  const auto kept = [&](const Var& v) { return on_codes ? ops::codes_of(v) : in_bf16 ? ops::keep_values(v) : ops::keep(v); };
+  const ops::Kept ka = kept(a), kb = kept(b);
   AddArgs args{.n = a.shape().elements(), .a = ka.input(), .b = kb.input(), .epilogue = {}};
   args.epilogue.clamp_min = lo;
   args.epilogue.clamp_max = hi;
   const bool wanted = a.tracked() || b.tracked() || (target && target->min.tracked());
   std::vector<Var> inputs{a, b};
   if (!target) {
-    Tensor y(a.shape(), DType::f32, device);
-    args.epilogue.y = y.data<float>();
+    Tensor y(a.shape(), in_bf16 ? DType::bf16 : DType::f32, device);
+    args.epilogue.y = ops::floats_in(y);
+    args.epilogue.y16 = ops::words_in(y);
     ops::kernels(device).add(args);
     return Tape::record(op, inputs, Var(y), [=](const Tensor& dy, GradSink& sink) {
       const Tensor d = lo > -kInfinity || hi < kInfinity ? ops::apply_backward({PointwiseKind::clip, lo, hi}, y, dy, ops::reuse(dy)) : dy;

@@ -25,7 +25,7 @@ Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_
   DETENT_CHECK(!training || rows >= 2, "batch_norm: x ", x.shape(), " gives ", rows, " values per channel; training needs at least 2");
 
   const Kernels& k = ops::kernels(device);
-  const Tensor xt = x.dense(), gt = gamma.dense(), bt = beta.dense();
+  const Tensor xt = ops::values_of(x), gt = gamma.dense(), bt = beta.dense();
   Tensor mean = running_mean, var = running_var;
   if (training) {
     if (spec.statistics) {
@@ -36,23 +36,25 @@ Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_
     } else {
       mean = Tensor(Shape{c}, DType::f32, device);
       var = Tensor(Shape{c}, DType::f32, device);
-      k.batch_norm_stats({rows, c, xt.data<float>(), mean.data<float>(), var.data<float>()});
+      k.batch_norm_stats({rows, c, ops::floats_in(xt), mean.data<float>(), var.data<float>(), ops::words_in(xt)});
     }
     blend(running_mean, mean, spec.momentum, spec.momentum);
     blend(running_var, var, spec.momentum, static_cast<float>(spec.momentum * static_cast<double>(rows) / static_cast<double>(rows - 1)));
   }
-  Tensor y(x.shape(), DType::f32, device);
+  Tensor y(x.shape(), xt.dtype(), device);
   k.batch_norm({.rows = rows,
                 .c = c,
                 .eps = spec.eps,
-                .x = xt.data<float>(),
+                .x = ops::floats_in(xt),
                 .mean = mean.data<float>(),
                 .var = var.data<float>(),
                 .gamma = gt.data<float>(),
                 .beta = bt.data<float>(),
                 .clamp_min = spec.clamp_min,
                 .clamp_max = spec.clamp_max,
-                .y = y.data<float>()});
+                .y = ops::floats_in(y),
+                .x16 = ops::words_in(xt),
+                .y16 = ops::words_in(y)});
   if (!x.tracked() && !gamma.tracked() && !beta.tracked()) return Var(std::move(y));
 
   if (!training) {  // the running statistics may be updated before the backward pass
@@ -60,25 +62,27 @@ Var batch_norm(const Var& x, const Var& gamma, const Var& beta, Tensor& running_
     var = var.clone();
   }
   return Tape::record("batch_norm", {x, gamma, beta}, Var(std::move(y)), [=](const Tensor& dy, GradSink& sink) {
-    const auto wanted = [&](int i, const Shape& shape) { return sink.needs(i) ? Tensor(shape, DType::f32, dy.device()) : Tensor(); };
-    Tensor d[3] = {wanted(0, xt.shape()), wanted(1, Shape{c}), wanted(2, Shape{c})};
-    const auto out = [](Tensor& t) { return t.defined() ? t.data<float>() : nullptr; };
+    const auto wanted = [&](int i, const Shape& shape, DType type) { return sink.needs(i) ? Tensor(shape, type, dy.device()) : Tensor(); };
+    Tensor d[3] = {wanted(0, xt.shape(), xt.dtype()), wanted(1, Shape{c}, DType::f32), wanted(2, Shape{c}, DType::f32)};
     ops::kernels(dy.device())
         .batch_norm_backward({.rows = rows,
                               .c = c,
                               .eps = spec.eps,
                               .training = training,
-                              .x = xt.data<float>(),
-                              .dy = dy.data<float>(),
+                              .x = ops::floats_in(xt),
+                              .dy = ops::floats_in(dy),
                               .mean = mean.data<float>(),
                               .var = var.data<float>(),
                               .gamma = gt.data<float>(),
                               .beta = bt.data<float>(),
                               .clamp_min = spec.clamp_min,
                               .clamp_max = spec.clamp_max,
-                              .dx = out(d[0]),
-                              .dgamma = out(d[1]),
-                              .dbeta = out(d[2])});
+                              .dx = ops::floats_in(d[0]),
+                              .dgamma = ops::floats_in(d[1]),
+                              .dbeta = ops::floats_in(d[2]),
+                              .x16 = ops::words_in(xt),
+                              .dy16 = ops::words_in(dy),
+                              .dx16 = ops::words_in(d[0])});
     for (int i = 0; i < 3; ++i) {
       if (d[i].defined()) sink.add(i, std::move(d[i]));
     }

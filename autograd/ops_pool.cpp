@@ -93,20 +93,25 @@ Var max_pool(const Var& x, const PoolSpec& spec) {
     codes->max_pool({.geometry = g, .x = x.coded()->codes.data<uint8_t>(), .y = q.data<uint8_t>()});
     return Var(Coded{q, x.coded()->grid, x.coded()->resident});
   }
-  Tensor y(to, DType::f32, device);
+  const Tensor& xt = ops::values_of(x);
+  Tensor y(to, xt.dtype(), device);
   const Tensor index = x.tracked() ? Tensor(to, DType::i32, device) : Tensor();
   PoolArgs args;
   args.geometry = g;
-  args.x = x.dense().data<float>();
-  args.y = y.data<float>();
+  args.x = ops::floats_in(xt);
+  args.x16 = ops::words_in(xt);
+  args.y = ops::floats_in(y);
+  args.y16 = ops::words_in(y);
   args.index = index.defined() ? const_cast<int32_t*>(index.data<int32_t>()) : nullptr;
   ops::kernels(device).max_pool(args);
   return Tape::record("max_pool", {x}, Var(std::move(y)), [g, from, index](const Tensor& dy, GradSink& sink) {
-    Tensor dx(from, DType::f32, dy.device());
+    Tensor dx(from, dy.dtype(), dy.device());
     PoolBackwardArgs back;
     back.geometry = g;
-    back.dy = dy.data<float>();
-    back.dx = dx.data<float>();
+    back.dy = ops::floats_in(dy);
+    back.dy16 = ops::words_in(dy);
+    back.dx = ops::floats_in(dx);
+    back.dx16 = ops::words_in(dx);
     back.index = index.data<int32_t>();
     ops::kernels(dy.device()).max_pool_backward(back);
     sink.add(0, std::move(dx));

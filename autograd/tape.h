@@ -13,23 +13,31 @@
 
 namespace detent {
 
+/// What a gradient is like: its value's shape and type (f32 or bf16).
+struct GradientLike {
+  Shape shape;
+  DType dtype = DType::f32;
+};
+
 /// Where a backward closure puts the gradients of the op's inputs.
 class GradSink {
  public:
   /// Is the gradient of input i wanted? Skip its computation when not.
   bool needs(int i) const { return slots_[static_cast<size_t>(i)] >= 0; }
-  /// Gives the gradient of input i, of its shape: the first is moved in, later ones are added in place. Throws Error for another shape, and for an input that the op does not have.
+  /// Gives the gradient of input i, of its shape, as f32 or bf16: the first is moved in, later ones are added in place. Throws Error for another shape, and for an input
+  /// that the op does not have.
   void add(int i, Tensor grad);
 
  private:
   friend class Tape;
-  GradSink(const char* op, std::vector<Tensor>& grads, std::span<const Shape> shapes, std::span<const int32_t> slots) : op_(op), grads_(grads), shapes_(shapes), slots_(slots) {}
+  GradSink(const char* op, std::vector<Tensor>& grads, std::span<const GradientLike> likes, std::span<const int32_t> slots) : op_(op), grads_(grads), likes_(likes), slots_(slots) {}
   const char* op_;
   std::vector<Tensor>& grads_;
-  std::span<const Shape> shapes_;  // of all slots
+  std::span<const GradientLike> likes_;  // of all slots
   std::span<const int32_t> slots_;
 };
 
+/// dy is f32, or bf16 for an op whose result is kept so.
 using BackwardFn = std::function<void(const Tensor& dy, GradSink& sink)>;
 
 class Tape {
@@ -72,12 +80,12 @@ class Tape {
     BackwardFn backward;
     Profile::Mark layer;
   };
-  int32_t new_slot(const Shape& shape);
+  int32_t new_slot(const Var& value);
 
   uint64_t id_;
   Tape* outer_;
   bool walked_ = false;
-  std::vector<Shape> shapes_;  // of the values in the slots
+  std::vector<GradientLike> likes_;  // by slot
   std::vector<Node> nodes_;
   std::unordered_map<Leaf*, int32_t> leaves_;
   std::vector<int32_t> watched_;

@@ -1,5 +1,5 @@
 // Var: a value on an edge of the computation, with a slot on the active tape when gradients flow to it.
-// The value is dense f32, or coded (bytes and their grid); an op that cannot use codes asks for dense().
+// The value is dense f32, or kept in bf16, or coded (bytes and their grid); an op that cannot use those asks for dense().
 // A Var belongs to the thread of its tape.
 #pragma once
 
@@ -23,24 +23,29 @@ struct Coded {
   Tensor codes;  // u8
   Grid grid;
   Tensor resident = {};  // the grid in device memory, or undefined (Var::resident_grids)
+  DType gradient = DType::f32;  // the type of its gradient: f32 or bf16
 };
 
 class Var {
  public:
   Var() = default;
   /// A constant: no gradient flows to it.
-  Var(Tensor value) : value_(std::move(value)), shape_(value_.shape()) {}  // NOLINT: a tensor is a value
+  Var(Tensor value) : shape_(value.shape()) { (value.defined() && value.dtype() == DType::bf16 ? bf16_ : value_) = std::move(value); }  // NOLINT: a tensor is a value
   /// A coded constant.
   explicit Var(Coded coded);
 
-  bool defined() const { return value_.defined() || coded_ != nullptr; }
+  bool defined() const { return value_.defined() || bf16_.defined() || coded_ != nullptr; }
   const Shape& shape() const { return shape_; }
-  /// Where the value lives, and its type (f32 for a coded value), without decoding.
-  Device device() const { return value_.defined() || !coded_ ? value_.device() : coded_->codes.device(); }
-  DType dtype() const { return coded_ ? DType::f32 : value_.dtype(); }
-  /// The dense f32 value; decoded on first use when the Var holds only codes.
+  /// Where the value lives, and its type (f32 for a coded value and one in bf16), without decoding.
+  Device device() const { return coded_ ? coded_->codes.device() : bf16_.defined() ? bf16_.device() : value_.device(); }
+  DType dtype() const { return coded_ || bf16_.defined() ? DType::f32 : value_.dtype(); }
+  /// The dense f32 value; made on first use when the Var holds codes or bf16.
   const Tensor& dense() const;
   const Tensor& value() const { return dense(); }
+  /// f32, or bf16 for a value that is kept so, and for codes whose op said so.
+  DType gradient_type() const { return coded_ ? coded_->gradient : bf16_.defined() ? DType::bf16 : DType::f32; }
+  /// The value as it is kept in bf16, or null.
+  const Tensor* bf16() const { return bf16_.defined() ? &bf16_ : nullptr; }
   /// The codes, or null for a dense value.
   const Coded* coded() const { return coded_.get(); }
   /// The grids that the value lies on (one, or one per channel), or null: set by fake-quant ops, kept by ops that only move elements.
@@ -61,6 +66,7 @@ class Var {
  private:
   friend class Tape;
   mutable Tensor value_;
+  Tensor bf16_;
   std::shared_ptr<const Coded> coded_;
   std::shared_ptr<const std::vector<Grid>> grids_;
   Tensor resident_;
@@ -68,6 +74,9 @@ class Var {
   int32_t slot_ = -1;
   uint64_t tape_ = 0;
 };
+
+/// x as f32 or as bf16 (rounded); x itself when it is of that type.
+Tensor as_type(const Tensor& x, DType type);
 
 /// Grids in memory of bytes; null when it is undefined.
 inline const Grid* grids_in(const Tensor& t) { return t.defined() ? static_cast<const Grid*>(t.raw()) : nullptr; }

@@ -1,6 +1,8 @@
 // The kernel table: one plain struct of function pointers per backend. Arguments are PODs over device memory.
 // The op layer infers shapes, validates and allocates; kernels only fill, check nothing and throw nothing (a name ending in _acc accumulates).
 // Pointers are to memory of the device but for those said to be the host's, which may change as soon as the kernel returns.
+// A backend that keeps_bf16 takes bfloat16 in place of some values: a pointer whose name ends in 16 then stands for the one without, which is null. All values of a call
+// that is not a convolution are of one type.
 // A Grid is given by value. Beside it stands `resident`: in work that is recorded and replayed with other grids, where the device finds the present one; else null.
 // Images are [n,h,w,c]; conv weights [k,r,s,c/groups]; matrices are row-major. Kernels are called from any thread.
 #pragma once
@@ -31,17 +33,19 @@ struct Epilogue {
   Grid grid;                    // per tensor
   const Grid* resident = nullptr;
   float* y = nullptr;           // dense result; after quantization dequantize(q). May be null when codes are asked for
+  uint16_t* y16 = nullptr;      // instead of y, without quantization
   uint8_t* codes = nullptr;     // q as a byte (qmin >= 0, qmax <= 255), or null
   int8_t* residual = nullptr;   // for the backward pass, or null: residual_byte of quant_math.h
   bool mask_on_value = false;   // residual_byte's on_value
 };
 
-/// The input of a convolution: dense f32, or codes of a grid (then x is null); codes read as scale * (q - zero_point).
+/// The input of a convolution: dense f32 or bf16, or codes of a grid; codes read as scale * (q - zero_point).
 struct ConvInput {
   const float* x = nullptr;
   const uint8_t* codes = nullptr;
   Grid grid;
   const Grid* resident = nullptr;
+  const uint16_t* x16 = nullptr;
 };
 
 /// The grids that a convolution's weights lie on, when they do: w = dequantize(q), zero point 0, -magnitude <= q < magnitude. A backend may then multiply the integers q
@@ -69,6 +73,8 @@ struct Conv2dBackwardDataArgs {
   const float* w = nullptr;
   float* dx = nullptr;
   WeightGrid w_grid = {};
+  const uint16_t* dy16 = nullptr;
+  uint16_t* dx16 = nullptr;
 };
 
 struct Conv2dBackwardFilterArgs {
@@ -77,6 +83,7 @@ struct Conv2dBackwardFilterArgs {
   const float* dy = nullptr;
   float* dw = nullptr;
   float* dbias = nullptr;  // [k] or null
+  const uint16_t* dy16 = nullptr;
 };
 
 /// y[m,n] = alpha * op(a) * op(b) + beta * y; op(a) is [m,k], op(b) is [k,n].
@@ -97,6 +104,8 @@ struct PointwiseArgs {
   const float* dy = nullptr;  // backward only
   float* out = nullptr;
   int64_t n = 0;
+  const uint16_t *x16 = nullptr, *dy16 = nullptr;  // backward: x16 stands for x and y
+  uint16_t* out16 = nullptr;
 };
 
 enum class BinaryOp : uint8_t { add, sub, mul, div };
@@ -143,6 +152,8 @@ struct PoolArgs {
   int32_t* index = nullptr;   // max: h*W+w of the winner (first in row order wins; NaN wins)
   bool count_include_pad = false;
   int64_t pad_bottom = 0, pad_right = 0;  // average with count_include_pad counts explicit padding only
+  const uint16_t* x16 = nullptr;          // max only
+  uint16_t* y16 = nullptr;
 };
 
 /// The epilogue's codes and residual [n,c], of the mean over all pixels of codes x [n,pixels,c] on the grid `from`: their exact sums, by QLinearGlobalAveragePool's
@@ -162,6 +173,8 @@ struct PoolBackwardArgs {
   const int32_t* index = nullptr;
   bool count_include_pad = false;
   int64_t pad_bottom = 0, pad_right = 0;
+  const uint16_t* dy16 = nullptr;  // max only
+  uint16_t* dx16 = nullptr;
 };
 
 /// Batch norm over rows of [rows,c]. Statistics are mean and biased variance, gathered as mean and M2 per block and merged (Chan et al. 1983).
@@ -170,6 +183,7 @@ struct BatchNormStatsArgs {
   const float* x = nullptr;
   float* mean = nullptr;
   float* var = nullptr;
+  const uint16_t* x16 = nullptr;
 };
 
 /// y = (x - mean) * (gamma / sqrt(var + eps)) + beta, then clamp to [clamp_min, clamp_max] (infinite: none).
@@ -184,6 +198,8 @@ struct BatchNormArgs {
   float clamp_min = -std::numeric_limits<float>::infinity();
   float clamp_max = std::numeric_limits<float>::infinity();
   float* y = nullptr;
+  const uint16_t* x16 = nullptr;
+  uint16_t* y16 = nullptr;
 };
 
 /// training: gradient through the batch statistics; else mean and var are constants.
@@ -203,6 +219,8 @@ struct BatchNormBackwardArgs {
   float* dx = nullptr;       // may be null
   float* dgamma = nullptr;   // may be null
   float* dbeta = nullptr;    // may be null
+  const uint16_t *x16 = nullptr, *dy16 = nullptr;
+  uint16_t* dx16 = nullptr;
 };
 
 /// A tensor seen as [outer, channels, inner] for per-channel work; per tensor: channels == 1.
@@ -227,7 +245,7 @@ struct DequantizeArgs {
   int64_t n = 0;
 };
 
-/// v = a + b, elementwise, through the epilogue (without scale, bias and addend).
+/// v = a + b, elementwise, through the epilogue (without scale, bias and addend). In bf16 both operands are, and so is the result.
 struct AddArgs {
   int64_t n = 0;
   ConvInput a, b;
@@ -249,6 +267,8 @@ struct QuantizedBackwardArgs {
   float* dbias = nullptr;        // [c] or null
   double* scale_sum = nullptr;   // one each, or null
   double* clip_sum = nullptr;
+  const uint16_t* dy16 = nullptr;
+  uint16_t* dx16 = nullptr;
 };
 
 /// dmin[c] and dmax[c] = range_grads_from_sums of quant_math.h, from the sums of a backward pass and the bounds: no sum is read on the host.
@@ -396,6 +416,9 @@ struct Kernels {
   const char* name;
   void (*fill)(float* y, float value, int64_t n);
   void (*accumulate)(float* y, const float* x, int64_t n);               // y += x
+  void (*accumulate16)(uint16_t* y, const uint16_t* x, int64_t n);        // the same in bf16, the sum rounded
+  void (*narrow)(uint16_t* y, const float* x, int64_t n);                 // y = x rounded to bf16
+  void (*widen)(float* y, const uint16_t* x, int64_t n);                  // y = x, which is bf16
   void (*scale)(float* y, const float* x, float factor, int64_t n);       // y = factor * x
   /// nonfinite[i] = infinities and NaNs of spans[i]; both arrays are the host's.
   void (*count_nonfinite)(const FloatSpan* spans, int64_t count, int64_t* nonfinite);
@@ -434,6 +457,7 @@ struct Kernels {
   void (*cross_entropy)(const CrossEntropyArgs&);
   void (*sgd_step)(const SgdArgs&);
   void (*adam_step)(const AdamArgs&);
+  bool keeps_bf16;  ///< conv2d, pointwise, max_pool, batch_norm, their gradients, add and quantized_backward take values in bf16
 };
 
 struct IntegerKernels;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "detent/core/backend.h"
+#include "detent/core/math/half.h"
 #include "detent/core/math/integer_math.h"
 
 namespace detent {
@@ -29,7 +30,7 @@ struct InputFactor {
   const Grid* resident = nullptr;
   DETENT_HD float get() const { return resident ? resident->scale : value; }
 };
-inline InputFactor input_factor(const ConvInput& in) { return in.x ? InputFactor{} : InputFactor{in.grid.scale, in.resident}; }
+inline InputFactor input_factor(const ConvInput& in) { return in.codes ? InputFactor{in.grid.scale, in.resident} : InputFactor{}; }
 
 /// What the sums of a channel have in common.
 struct ChannelEpilogue {
@@ -93,6 +94,7 @@ DETENT_HD EpilogueResult finish_sum(const Epilogue& e, float place) {
 /// Four neighbouring results, or one, to wherever the epilogue wants them, from element i on.
 DETENT_HD void write_one(const Epilogue& e, int64_t i, const EpilogueResult& r) {
   if (e.y) e.y[i] = r.y;
+  if (e.y16) e.y16[i] = bfloat_bits(r.y);
   if (e.quantize && e.codes) e.codes[i] = r.code;
   if (e.quantize && e.residual) e.residual[i] = r.residual;
 }
@@ -103,10 +105,14 @@ struct alignas(16) FloatQuad {
 struct alignas(4) ByteQuad {
   uint8_t v[4];
 };
+struct alignas(8) BfloatQuad {
+  uint16_t v[4];
+};
 
-/// The same for four neighbours at once; i is a multiple of four and the pointers are aligned to 16 (y) and 4 bytes.
+/// The same for four neighbours at once; i is a multiple of four and the pointers are aligned to 16 (y), 8 (y16) and 4 bytes.
 DETENT_HD void write_four(const Epilogue& e, int64_t i, const EpilogueResult* r) {
   if (e.y) *reinterpret_cast<FloatQuad*>(e.y + i) = {{r[0].y, r[1].y, r[2].y, r[3].y}};
+  if (e.y16) *reinterpret_cast<BfloatQuad*>(e.y16 + i) = {{bfloat_bits(r[0].y), bfloat_bits(r[1].y), bfloat_bits(r[2].y), bfloat_bits(r[3].y)}};
   if (e.quantize && e.codes) *reinterpret_cast<ByteQuad*>(e.codes + i) = {{r[0].code, r[1].code, r[2].code, r[3].code}};
   if (e.quantize && e.residual) {
     *reinterpret_cast<ByteQuad*>(e.residual + i) = {
@@ -117,7 +123,7 @@ DETENT_HD void write_four(const Epilogue& e, int64_t i, const EpilogueResult* r)
 /// Whether write_four may be used with rows of `pitch` elements.
 inline bool writes_four(const Epilogue& e, int64_t pitch) {
   const auto aligned = [](const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
-  return pitch % 4 == 0 && aligned(e.y, 16) && aligned(e.codes, 4) && aligned(e.residual, 4);
+  return pitch % 4 == 0 && aligned(e.y, 16) && aligned(e.y16, 8) && aligned(e.codes, 4) && aligned(e.residual, 4);
 }
 
 }  // namespace detent

@@ -17,6 +17,7 @@ namespace detent::nn {
 /// What a forward pass is told; passed, never global.
 struct Context {
   bool training = false;  ///< batch norm uses and updates batch statistics
+  bool bf16 = false;      ///< convolutions keep their results in bf16, where they can (Conv2dSpec::result)
 };
 
 struct Visitor;

@@ -74,6 +74,7 @@ Var run_layer(WeightedLayer& layer, BatchNorm* norm, const PlanStep& s, const Co
     spec.channel_scale = o.channel_scale;
     spec.addend = addend;
     spec.statistics = statistics;
+    if (context.bf16) spec.result = DType::bf16;
     return target ? conv2d_quantized(x, o.weight, bias, spec, *target) : conv2d(x, o.weight, bias, spec);
   }
   if (target) return dense_quantized(x, o.weight, bias, *target, s.clamp_min, s.clamp_max);

@@ -1,10 +1,11 @@
-// fill, accumulate, scale, count_nonfinite.
+// fill, accumulate, conversions to and from bf16, scale, count_nonfinite, gather.
 #include <algorithm>
 #include <atomic>
 #include <bit>
 
 #include "detent/backends/cpu/kernels.h"
 #include "detent/backends/cpu/loop.h"
+#include "detent/core/math/half.h"
 
 namespace detent::cpu {
 
@@ -17,6 +18,24 @@ void fill(float* y, float value, int64_t n) {
 void accumulate(float* y, const float* x, int64_t n) {
   parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) y[i] += x[i];
+  });
+}
+
+void accumulate16(uint16_t* y, const uint16_t* x, int64_t n) {
+  parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = bfloat_bits(bfloat_value(y[i]) + bfloat_value(x[i]));
+  });
+}
+
+void narrow(uint16_t* y, const float* x, int64_t n) {
+  parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = bfloat_bits(x[i]);
+  });
+}
+
+void widen(float* y, const uint16_t* x, int64_t n) {
+  parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = bfloat_value(x[i]);
   });
 }
 

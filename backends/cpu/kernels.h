@@ -7,6 +7,9 @@ namespace detent::cpu {
 
 void fill(float* y, float value, int64_t n);
 void accumulate(float* y, const float* x, int64_t n);
+void accumulate16(uint16_t* y, const uint16_t* x, int64_t n);
+void narrow(uint16_t* y, const float* x, int64_t n);
+void widen(float* y, const uint16_t* x, int64_t n);
 void scale(float* y, const float* x, float factor, int64_t n);
 void count_nonfinite(const FloatSpan* spans, int64_t count, int64_t* nonfinite);
 void gather(const FloatSpan* spans, int64_t count, float* y);

@@ -12,6 +12,9 @@ constexpr Kernels kTable = {
     .name = "cpu",
     .fill = cpu::fill,
     .accumulate = cpu::accumulate,
+    .accumulate16 = cpu::accumulate16,
+    .narrow = cpu::narrow,
+    .widen = cpu::widen,
     .scale = cpu::scale,
     .count_nonfinite = cpu::count_nonfinite,
     .gather = cpu::gather,
@@ -48,6 +51,7 @@ constexpr Kernels kTable = {
     .cross_entropy = cpu::cross_entropy,
     .sgd_step = cpu::sgd_step,
     .adam_step = cpu::adam_step,
+    .keeps_bf16 = false,
 };
 
 class CpuBackend final : public Backend {

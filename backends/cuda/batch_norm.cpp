@@ -1,4 +1,5 @@
 // Batch norm over rows of [rows, c], and the sums of columns that a bias gradient is.
+#include "detent/backends/cuda/bf16.h"
 #include "detent/backends/cuda/columns.h"
 #include "detent/backends/cuda/conv.h"
 #include "detent/backends/cuda/kernels.h"
@@ -6,21 +7,21 @@
 namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
-template <int Width, bool Whole>
-DETENT_HD Some<float, Width> some(const float* p) {
+template <int Width, bool Whole, class T>
+DETENT_HD Some<float, Width> some(const T* p) {
   if constexpr (Whole) {
-    return *reinterpret_cast<const Some<float, Width>*>(p);
+    return values_at<Width>(p);
   } else {
     Some<float, Width> v;
     DETENT_UNROLL
-    for (int e = 0; e < Width; ++e) v.v[e] = p[e];
+    for (int e = 0; e < Width; ++e) v.v[e] = value_of(p[e]);
     return v;
   }
 }
 
 // Rows of a run, all loads on their way at once; those from n on stay zero.
-template <int Width, bool Whole, bool Full, int Rows>
-DETENT_HD void read_rows(const float* from, int64_t step, int n, Some<float, Width> (&rows)[Rows]) {
+template <int Width, bool Whole, bool Full, class T, int Rows>
+DETENT_HD void read_rows(const T* from, int64_t step, int n, Some<float, Width> (&rows)[Rows]) {
   DETENT_UNROLL
   for (int i = 0; i < Rows; ++i) {
     if (Full || i < n) rows[i] = some<Width, Whole>(from + i * step);
@@ -28,8 +29,9 @@ DETENT_HD void read_rows(const float* from, int64_t step, int n, Some<float, Wid
 }
 
 // (mean, M2) of a column, merged as Chan et al. 1983.
+template <class T>
 struct MomentsOp {
-  const float* x;
+  const T* x;
   template <int Width, bool Whole, bool Full>
   DETENT_HD void run(int64_t at, int64_t, int64_t step, int n, ColumnPart* part) const {
     Some<float, Width> v[kReduceRun] = {};
@@ -70,17 +72,20 @@ struct WriteMoments {
   }
 };
 
+template <class T>
 struct Normalise {
   BatchNormArgs a;
+  const T* x;
+  T* y;
   const float* factor;
-  DETENT_HD float at(float x, float mean, float scale, float beta) const {
-    const float v = (x - mean) * scale + beta;
+  DETENT_HD float at(float value, float mean, float scale, float beta) const {
+    const float v = (value - mean) * scale + beta;
     const float w = v > a.clamp_max ? a.clamp_max : v;
     return w < a.clamp_min ? a.clamp_min : w;
   }
   DETENT_HD void operator()(int64_t i) const {
     const int64_t j = i % a.c;
-    a.y[i] = at(a.x[i], a.mean[j], factor[j], a.beta ? a.beta[j] : 0.0f);
+    put_value(y + i, at(value_of(x[i]), a.mean[j], factor[j], a.beta ? a.beta[j] : 0.0f));
   }
 };
 
@@ -92,19 +97,23 @@ struct ChannelQuads {
   /// The quad of channels of quad i.
   DETENT_HD int64_t of(int64_t i) const { return small ? i - static_cast<int64_t>(by_c4.divide(static_cast<int32_t>(i))) * by_c4.divisor : i % by_c4.divisor; }
 };
-DETENT_HD FloatQuad quad(const float* p, int64_t i) { return reinterpret_cast<const FloatQuad*>(p)[i]; }
+template <class T>
+DETENT_HD Four<float> quad(const T* p, int64_t i) {
+  return values_at<4>(p + 4 * i);
+}
 
+template <class T>
 struct NormaliseFour {
-  Normalise one;
+  Normalise<T> one;
   ChannelQuads channels;
   DETENT_HD void operator()(int64_t i) const {
-    const FloatQuad x = quad(one.a.x, i);
+    const Four<float> x = quad(one.x, i);
     const int64_t j = channels.of(i);
-    const FloatQuad mean = quad(one.a.mean, j), factor = quad(one.factor, j), beta = one.a.beta ? quad(one.a.beta, j) : FloatQuad{};
-    FloatQuad y;
+    const Four<float> mean = quad(one.a.mean, j), factor = quad(one.factor, j), beta = one.a.beta ? quad(one.a.beta, j) : Four<float>{};
+    Four<float> y;
     DETENT_UNROLL
     for (int e = 0; e < 4; ++e) y.v[e] = one.at(x.v[e], mean.v[e], factor.v[e], beta.v[e]);
-    reinterpret_cast<FloatQuad*>(one.a.y)[i] = y;
+    put_values(one.y + 4 * i, y);
   }
 };
 
@@ -119,9 +128,10 @@ struct NormFactor {
 DETENT_HD float masked_gradient(float dy, float y, float lo, float hi) { return y <= lo || y >= hi ? 0.0f : dy; }
 
 // (sum of g, sum of g * (x - mean)), g being dy behind the clamp's mask, which is found by computing the result again.
+template <class T>
 struct GradientOp {
-  const float* x;
-  const float* dy;
+  const T* x;
+  const T* dy;
   const float* mean;
   float lo, hi;
   const float* factor;  // null: no mask
@@ -190,41 +200,45 @@ struct WriteGradients {
 
 DETENT_HD float input_gradient(float x, float g, float mean, float k1, float k2, float k3) { return k1 * g - k2 - k3 * (x - mean); }
 
+template <class T>
 struct InputGradient {
-  GradientOp op;
+  GradientOp<T> op;
   const float* k1;
   const float* k2;
   const float* k3;
-  float* dx;
+  T* dx;
   int64_t c;
   DETENT_HD void operator()(int64_t i) const {
     const int64_t j = i % c;
-    dx[i] = input_gradient(op.x[i], op.gradient(op.x[i], op.dy[i], j), op.mean[j], k1[j], k2[j], k3[j]);
+    const float x = value_of(op.x[i]);
+    put_value(dx + i, input_gradient(x, op.gradient(x, value_of(op.dy[i]), j), op.mean[j], k1[j], k2[j], k3[j]));
   }
 };
 
+template <class T>
 struct InputGradientFour {
-  InputGradient one;
+  InputGradient<T> one;
   ChannelQuads channels;
   DETENT_HD void operator()(int64_t i) const {
-    const GradientOp& op = one.op;
-    const FloatQuad x = quad(op.x, i), dy = quad(op.dy, i);
+    const GradientOp<T>& op = one.op;
+    const Four<float> x = quad(op.x, i), dy = quad(op.dy, i);
     const int64_t j = channels.of(i);
-    const FloatQuad mean = quad(op.mean, j), k1 = quad(one.k1, j), k2 = quad(one.k2, j), k3 = quad(one.k3, j);
-    FloatQuad g = dy, dx;
+    const Four<float> mean = quad(op.mean, j), k1 = quad(one.k1, j), k2 = quad(one.k2, j), k3 = quad(one.k3, j);
+    Four<float> g = dy, dx;
     if (op.factor) {
-      const FloatQuad factor = quad(op.factor, j), beta = op.beta ? quad(op.beta, j) : FloatQuad{};
+      const Four<float> factor = quad(op.factor, j), beta = op.beta ? quad(op.beta, j) : Four<float>{};
       DETENT_UNROLL
       for (int e = 0; e < 4; ++e) g.v[e] = op.gradient(x.v[e], dy.v[e], mean.v[e], factor.v[e], beta.v[e]);
     }
     DETENT_UNROLL
     for (int e = 0; e < 4; ++e) dx.v[e] = input_gradient(x.v[e], g.v[e], mean.v[e], k1.v[e], k2.v[e], k3.v[e]);
-    reinterpret_cast<FloatQuad*>(one.dx)[i] = dx;
+    put_values(one.dx + 4 * i, dx);
   }
 };
 
+template <class T>
 struct SumOp {
-  const float* y;
+  const T* y;
   template <int Width, bool Whole, bool Full>
   DETENT_HD void run(int64_t at, int64_t, int64_t step, int n, ColumnPart* part) const {
     float sum[Width] = {};
@@ -252,39 +266,54 @@ bool finite(float v) { return v - v == 0.0f; }
 }  // namespace
 
 void batch_norm_stats(const BatchNormStatsArgs& a) {
-  reduce_columns("batch_norm_stats", a.rows, a.c, aligned16(a.x), MomentsOp{a.x}, WriteMoments{a.mean, a.var, static_cast<double>(a.rows)});
+  with_type(a.x, a.x16, [&]<class T>(const T* x) {
+    reduce_columns("batch_norm_stats", a.rows, a.c, whole_fours(x), MomentsOp<T>{x}, WriteMoments{a.mean, a.var, static_cast<double>(a.rows)});
+  });
 }
 
-void batch_norm(const BatchNormArgs& a) {
-  const Scratch<float> factor(a.c);
-  elements("batch_norm", a.c, NormFactor{a.gamma, a.var, a.eps, factor.get()});
-  const Normalise one{a, factor.get()};
-  if (a.c % 4 == 0 && aligned16(a.x) && aligned16(a.y) && aligned16(a.mean) && aligned16(a.beta)) {
-    elements("batch_norm", a.rows * a.c / 4, NormaliseFour{one, ChannelQuads(a.rows, a.c)});
+template <class T>
+static void normalise(const BatchNormArgs& a, const T* x, T* y, const float* factor) {
+  const Normalise<T> one{a, x, y, factor};
+  if (a.c % 4 == 0 && whole_fours(x) && whole_fours(y) && aligned16(a.mean) && aligned16(a.beta)) {
+    elements("batch_norm", a.rows * a.c / 4, NormaliseFour<T>{one, ChannelQuads(a.rows, a.c)});
   } else {
     elements("batch_norm", a.rows * a.c, one);
   }
 }
 
-void batch_norm_backward(const BatchNormBackwardArgs& a) {
+void batch_norm(const BatchNormArgs& a) {
+  const Scratch<float> factor(a.c);
+  elements("batch_norm", a.c, NormFactor{a.gamma, a.var, a.eps, factor.get()});
+  a.x16 ? normalise(a, a.x16, a.y16, factor.get()) : normalise(a, a.x, a.y, factor.get());
+}
+
+template <class T>
+static void batch_norm_backward(const BatchNormBackwardArgs& a, const T* x, const T* dy, T* dx) {
   const bool masked = finite(a.clamp_min) || finite(a.clamp_max);
   const Scratch<float> factor(masked ? a.c : 0);
   if (masked) elements("batch_norm_backward", a.c, NormFactor{a.gamma, a.var, a.eps, factor.get()});
-  const GradientOp op{a.x, a.dy, a.mean, a.clamp_min, a.clamp_max, masked ? factor.get() : nullptr, a.beta};
+  const GradientOp<T> op{x, dy, a.mean, a.clamp_min, a.clamp_max, masked ? factor.get() : nullptr, a.beta};
   const Scratch<float> k(3 * a.c);
   float *const k1 = k.get(), *const k2 = k1 + a.c, *const k3 = k2 + a.c;
-  const bool aligned = aligned16(a.x) && aligned16(a.dy) && aligned16(a.mean) && aligned16(a.beta);
+  const bool aligned = whole_fours(x) && whole_fours(dy) && aligned16(a.mean) && aligned16(a.beta);
   reduce_columns("batch_norm_backward", a.rows, a.c, aligned, op,
                  WriteGradients{a.gamma, a.var, a.eps, a.training, static_cast<double>(a.rows > 0 ? a.rows : 1), a.dgamma, a.dbeta, k1, k2, k3});
-  if (!a.dx) return;
-  const InputGradient one{op, k1, k2, k3, a.dx, a.c};
-  if (a.c % 4 == 0 && aligned && aligned16(a.dx)) {
-    elements("batch_norm_backward", a.rows * a.c / 4, InputGradientFour{one, ChannelQuads(a.rows, a.c)});
+  if (!dx) return;
+  const InputGradient<T> one{op, k1, k2, k3, dx, a.c};
+  if (a.c % 4 == 0 && aligned && whole_fours(dx)) {
+    elements("batch_norm_backward", a.rows * a.c / 4, InputGradientFour<T>{one, ChannelQuads(a.rows, a.c)});
   } else {
     elements("batch_norm_backward", a.rows * a.c, one);
   }
 }
 
-void column_sums(const float* y, int64_t rows, int64_t c, float* out) { reduce_columns("column_sums", rows, c, aligned16(y), SumOp{y}, WriteSum{out}); }
+void batch_norm_backward(const BatchNormBackwardArgs& a) { a.x16 ? batch_norm_backward(a, a.x16, a.dy16, a.dx16) : batch_norm_backward(a, a.x, a.dy, a.dx); }
+
+template <class T>
+void column_sums(const T* y, int64_t rows, int64_t c, float* out) {
+  reduce_columns("column_sums", rows, c, whole_fours(y), SumOp<T>{y}, WriteSum{out});
+}
+template void column_sums(const float*, int64_t, int64_t, float*);
+template void column_sums(const uint16_t*, int64_t, int64_t, float*);
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE

@@ -100,9 +100,10 @@ struct Product {
   cublasLtMatrixLayout_t first = nullptr, second = nullptr, result = nullptr;
   bool ok = false;
 
-  Product(const Library& l, Precision p, const GemmArgs& g, const float* bias) {
+  Product(const Library& l, Precision p, const GemmArgs& g, const float* bias, const Words& words) {
+    const cudaDataType factors = words.a ? CUDA_R_16BF : CUDA_R_32F, results = words.y ? CUDA_R_16BF : CUDA_R_32F;
     const cublasOperation_t first_op = g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, second_op = g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
-    ok = l.desc_create(&desc, compute_type(p), CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
+    ok = l.desc_create(&desc, words.a ? CUBLAS_COMPUTE_32F : compute_type(p), CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
     ok = ok && l.desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &first_op, sizeof first_op) == CUBLAS_STATUS_SUCCESS;
     ok = ok && l.desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSB, &second_op, sizeof second_op) == CUBLAS_STATUS_SUCCESS;
     if (bias) {
@@ -111,9 +112,9 @@ struct Product {
       ok = ok && l.desc_set(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias) == CUBLAS_STATUS_SUCCESS;
     }
     const uint64_t m = static_cast<uint64_t>(g.m), n = static_cast<uint64_t>(g.n), k = static_cast<uint64_t>(g.k);
-    ok = ok && l.layout_create(&first, CUDA_R_32F, g.transpose_b ? k : n, g.transpose_b ? n : k, g.transpose_b ? g.k : g.n) == CUBLAS_STATUS_SUCCESS;
-    ok = ok && l.layout_create(&second, CUDA_R_32F, g.transpose_a ? m : k, g.transpose_a ? k : m, g.transpose_a ? g.m : g.k) == CUBLAS_STATUS_SUCCESS;
-    ok = ok && l.layout_create(&result, CUDA_R_32F, n, m, g.n) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && l.layout_create(&first, factors, g.transpose_b ? k : n, g.transpose_b ? n : k, g.transpose_b ? g.k : g.n) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && l.layout_create(&second, factors, g.transpose_a ? m : k, g.transpose_a ? k : m, g.transpose_a ? g.m : g.k) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && l.layout_create(&result, results, n, m, g.n) == CUBLAS_STATUS_SUCCESS;
   }
   ~Product() {
     const Library& l = library();
@@ -126,12 +127,22 @@ struct Product {
   Product& operator=(const Product&) = delete;
 };
 
-bool choose(const Library& l, cublasLtHandle_t h, const Product& p, const GemmArgs& g, cublasLtMatmulAlgo_t* algo) {
+// Where factors and result lie, whatever their type.
+struct Addresses {
+  const void *a, *b;
+  void* y;
+  Addresses(const GemmArgs& g, const Words& w) : a(w.a), b(w.b), y(w.y) {
+    if (!a) a = g.a, b = g.b;
+    if (!y) y = g.y;
+  }
+};
+
+bool choose(const Library& l, cublasLtHandle_t h, const Product& p, const Addresses& at, cublasLtMatmulAlgo_t* algo) {
   cublasLtMatmulPreference_t preference = nullptr;
   if (l.preference_create(&preference) != CUBLAS_STATUS_SUCCESS) return false;
   const size_t workspace = kWorkspace;
   const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-  const uint32_t a = static_cast<uint32_t>(alignment(g.b)), b = static_cast<uint32_t>(alignment(g.a)), y = static_cast<uint32_t>(alignment(g.y));
+  const uint32_t a = static_cast<uint32_t>(alignment(at.b)), b = static_cast<uint32_t>(alignment(at.a)), y = static_cast<uint32_t>(alignment(at.y));
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& v) { return l.preference_set(preference, what, &v, sizeof v) == CUBLAS_STATUS_SUCCESS; };
   bool ok = set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace) && set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes) &&
             set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a) && set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b) && set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y) &&
@@ -144,38 +155,40 @@ bool choose(const Library& l, cublasLtHandle_t h, const Product& p, const GemmAr
   return ok;
 }
 
-using ShapeKey = std::tuple<int, int, int64_t, int64_t, int64_t, bool, bool, bool, int, int, int>;
+using ShapeKey = std::tuple<int, int, int64_t, int64_t, int64_t, bool, bool, bool, bool, bool, int, int, int>;
 
 }  // namespace
 
-bool blas_gemm(Precision precision, const GemmArgs& g, const float* bias) {
+bool blas_gemm(Precision precision, const GemmArgs& g, const float* bias, const Words& words) {
   if (g.m < kFewRows) return false;
   const Library& l = library();
   if (!l.ready || g.m >= kTileLimit || g.n >= kTileLimit || g.k >= kTileLimit) return false;
   const cublasLtHandle_t h = handle();
   if (!h) return false;
-  const Product p(l, precision, g, bias);
+  const Product p(l, precision, g, bias, words);
+  const Addresses at(g, words);
   if (!p.ok) return false;
   // The heuristic costs more than a launch; its answer is kept per shape.
   static std::mutex mutex;
   static auto& known = *new std::map<ShapeKey, cublasLtMatmulAlgo_t>;
   int device = 0;
   cudaGetDevice(&device);
-  const ShapeKey key{device, static_cast<int>(precision), g.m, g.n, g.k, g.transpose_a, g.transpose_b, bias != nullptr, alignment(g.a), alignment(g.b), alignment(g.y)};
+  const ShapeKey key{device, static_cast<int>(precision), g.m, g.n, g.k, g.transpose_a, g.transpose_b, bias != nullptr, words.a != nullptr, words.y != nullptr, alignment(at.a), alignment(at.b),
+                     alignment(at.y)};
   cublasLtMatmulAlgo_t algo;
   {
     const std::lock_guard lock(mutex);
     const auto found = known.find(key);
     if (found != known.end()) {
       algo = found->second;
-    } else if (choose(l, h, p, g, &algo)) {
+    } else if (choose(l, h, p, at, &algo)) {
       known.emplace(key, algo);
     } else {
       return false;
     }
   }
   const Scratch<unsigned char> workspace(kWorkspace);
-  return l.matmul(h, p.desc, &g.alpha, g.b, p.first, g.a, p.second, &g.beta, g.y, p.result, g.y, p.result, &algo, workspace.get(), kWorkspace,
+  return l.matmul(h, p.desc, &g.alpha, at.b, p.first, at.a, p.second, &g.beta, at.y, p.result, at.y, p.result, &algo, workspace.get(), kWorkspace,
                   static_cast<cudaStream_t>(current_stream())) == CUBLAS_STATUS_SUCCESS;
 }
 
@@ -185,7 +198,7 @@ bool blas_gemm(Precision precision, const GemmArgs& g, const float* bias) {
 
 namespace detent::DETENT_CUDA_NAMESPACE {
 
-bool blas_gemm(Precision, const GemmArgs&, const float*) { return false; }
+bool blas_gemm(Precision, const GemmArgs&, const float*, const Words&) { return false; }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE
 

@@ -51,21 +51,56 @@ struct WeightPlan {
 
 // Made once per call: every tile would do it again.
 struct TileWeights {
-  bool exact, rounded;
+  bool exact, rounded, words;
   Scratch<float> copy, scale;
-  const float* p;
-  TileWeights(const WeightPlan& plan, const float* w, const WeightGrid& grid, int64_t k, int64_t per_channel)
+  Scratch<uint16_t> narrowed;
+  TileWeights(const WeightPlan& plan, const float* w, const WeightGrid& grid, int64_t k, int64_t per_channel, bool in_words)
       : exact(plan.exact),
         rounded(plan.exact || plan.precision == Precision::tf32),
+        words(in_words),
         copy(rounded ? k * per_channel : 0),
         scale(exact ? k : 0),
-        p(rounded ? copy.get() : w) {
+        narrowed(words ? k * per_channel : 0),
+        given_(w) {
     if (exact) {
       elements("weight_codes", k * per_channel, WeightCodes{w, grid, per_channel, copy.get()});
       elements("weight_scales", k, ChannelScales{grid, scale.get()});
-    } else if (rounded) {
+    } else if (rounded && !words) {
       elements("round_weights", ceil_div(k * per_channel, 4), RoundWeights{w, copy.get(), k * per_channel});
     }
+    if (words) narrow(narrowed.get(), exact ? copy.get() : w, k * per_channel);
+  }
+  /// Weight `first` and those behind it, for a MatrixOperand.
+  void place(MatrixOperand& to, int64_t first, bool vector) const {
+    const float* const p = (rounded ? copy.get() : given_) + first;
+    to.p = words ? static_cast<const void*>(narrowed.get() + first) : p;
+    to.rounded = rounded;
+    to.vector = words || (vector && aligned16(p));
+  }
+
+ private:
+  const float* given_;
+};
+
+// Values in f32 for kernels that read no others.
+struct Widened {
+  Scratch<float> copy;
+  const float* p;
+  Widened(const float* x, const uint16_t* x16, int64_t n) : copy(x16 ? n : 0), p(x16 ? copy.get() : x) {
+    if (x16) widen(copy.get(), x16, n);
+  }
+};
+
+// The same for the result.
+struct Narrowed {
+  Scratch<float> copy;
+  uint16_t* y16;
+  int64_t n;
+  Narrowed(float*& y, uint16_t*& to, int64_t count) : copy(to ? count : 0), y16(to), n(count) {
+    if (to) y = copy.get(), to = nullptr;
+  }
+  ~Narrowed() {
+    if (y16) narrow(y16, copy.get(), n);
   }
 };
 
@@ -82,6 +117,13 @@ struct SumSplits {
 };
 
 bool fits_tiles(const ConvGeometry& g) { return g.n * g.h * g.w < kTileLimit && g.n * g.oh * g.ow < kTileLimit && g.r * g.s * (g.c > g.k ? g.c : g.k) < kTileLimit; }
+
+// Whether bf16 operands are multiplied as they lie: eight channels at a time, and weights that bf16 holds or may round.
+bool takes_words(const ConvOptions& o, const ConvGeometry& g, const WeightGrid& grid, const void* x, const void* y) {
+  constexpr int64_t kPer = 8;
+  return o.precision == Precision::bf16 && exact_for(Precision::bf16, grid.magnitude) == Precision::bf16 && fits_tiles(g) && !runs_direct(g) && g.c / g.groups % kPer == 0 &&
+         g.k / g.groups % kPer == 0 && aligned16(x) && aligned16(y);
+}
 
 bool plain(const Epilogue& e) {
   return !e.quantize && !e.scale && !e.addend && e.clamp_min == -std::numeric_limits<float>::infinity() && e.clamp_max == std::numeric_limits<float>::infinity();
@@ -108,7 +150,7 @@ PixelGather pixel_gather(const Gather& g, int64_t depth) {
 
 bool reads_vectors(const PixelGather& g, int64_t depth, int64_t per) {
   const auto aligned = [](const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0; };
-  return depth % per == 0 && g.in_c % per == 0 && aligned(g.x, 16) && aligned(g.codes, per);
+  return depth % per == 0 && g.in_c % per == 0 && aligned(g.x, 16) && aligned(g.x16, 16) && aligned(g.codes, per);
 }
 
 OutputPlace output_place(const Gather& g, int64_t pitch, int64_t columns) {
@@ -125,34 +167,44 @@ OutputPlace output_place(const Gather& g, int64_t pitch, int64_t columns) {
   return o;
 }
 
-static void forward(const ConvOptions& o, const Conv2dArgs& a) {
-  const ConvGeometry& g = a.geometry;
+static void place_input(PixelGather& x, const ConvInput& in, int64_t depth) {
+  x.x = in.x;
+  x.x16 = in.x16;
+  x.codes = in.codes;
+  x.zero_point = in.grid.zero_point;
+  x.resident = in.codes ? in.resident : nullptr;
+  x.vector = reads_vectors(x, depth, in.x16 ? 8 : 4);  // words of codes are read so in any case
+}
+
+static void forward(const ConvOptions& o, const Conv2dArgs& given) {
+  const ConvGeometry& g = given.geometry;
   if (g.n * g.oh * g.ow * g.k == 0) return;
+  const bool words = given.input.x16 && takes_words(o, g, given.w_grid, given.input.x16, given.epilogue.y16);
+  const Widened dense(given.input.x, words ? nullptr : given.input.x16, g.n * g.h * g.w * g.c);
+  Conv2dArgs a = given;
+  a.input.x = dense.p;
+  if (!words) a.input.x16 = nullptr;
   const bool tiles = fits_tiles(g);
   if (tiles && runs_integer(a)) return integer_forward(o, a);
   if (!tiles || runs_direct(g)) return direct_forward(a, nullptr);
   const int64_t depth = g.c / g.groups, columns = g.k / g.groups, sum = g.r * g.s * depth;
   const Gather gather = forward_gather(g, true);
   const WeightPlan plan(o.precision, a.w_grid);
-  if (o.blas && !plan.exact && a.input.x && g.groups == 1 && is_pointwise(g) && plain(a.epilogue)) {
+  const TileWeights weights(plan, a.w, a.w_grid, g.k, sum, words);
+  // It adds a bias of the result's type.
+  const bool of_its_types = words ? !a.epilogue.bias : a.input.x && !a.epilogue.y16;
+  if (o.blas && !plan.exact && of_its_types && g.groups == 1 && is_pointwise(g) && plain(a.epilogue)) {
     GemmArgs m{.m = gather.pixels(), .n = g.k, .k = g.c, .transpose_b = true, .a = a.input.x, .b = a.w, .y = a.epilogue.y};
-    if (blas_gemm(plan.precision, m, a.epilogue.bias)) return;
+    if (blas_gemm(plan.precision, m, a.epilogue.bias, words ? Words{a.input.x16, weights.narrowed.get(), a.epilogue.y16} : Words{})) return;
   }
-  const TileWeights weights(plan, a.w, a.w_grid, g.k, sum);
   PixelGather x = pixel_gather(gather, depth);
-  x.x = a.input.x;
-  x.codes = a.input.x ? nullptr : a.input.codes;
-  x.zero_point = a.input.grid.zero_point;
-  x.resident = a.input.x ? nullptr : a.input.resident;
-  x.vector = reads_vectors(x, depth, 4);
+  place_input(x, a.input, depth);
   MatrixOperand w;
-  w.p = weights.p;
-  w.rounded = weights.rounded;
+  weights.place(w, 0, sum % 4 == 0);
   w.pitch = sum;
   w.group_stride = columns * sum;
   w.rows = static_cast<int32_t>(columns);
   w.sum = static_cast<int32_t>(sum);
-  w.vector = sum % 4 == 0 && aligned16(w.p);
   FloatStore store;
   store.place = output_place(gather, g.k, columns);
   store.place.vector = writes_four(a.epilogue, g.k) && columns % 4 == 0;
@@ -162,38 +214,47 @@ static void forward(const ConvOptions& o, const Conv2dArgs& a) {
   TileCut cut;
   cut.rows = gather.pixels(), cut.columns = columns, cut.groups = g.groups, cut.sum = sum;
   cut.shape = o.force_tile ? o.tile : select_tile(cut.rows, cut.columns, cut.groups);
-  with_policy(plan.precision, [&]<class P>() { FloatTiles<P>::pixels_by_rows("conv2d", cut, x, w, store); });
+  with_policy(plan.precision, words, [&]<class P>() { FloatTiles<P>::pixels_by_rows("conv2d", cut, x, w, store); });
 }
 
 void conv2d(const ConvOptions& o, const Conv2dArgs& a) {
   const ConvGeometry& g = a.geometry;
   forward(o, a);
-  if (a.mean) batch_norm_stats({g.n * g.oh * g.ow, g.k, a.epilogue.y, a.mean, a.var});
+  if (a.mean) batch_norm_stats({g.n * g.oh * g.ow, g.k, a.epilogue.y, a.mean, a.var, a.epilogue.y16});
 }
 
-void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& a) {
-  const ConvGeometry& g = a.geometry;
+void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& given) {
+  const ConvGeometry& g = given.geometry;
   if (g.n * g.h * g.w * g.c == 0) return;
-  if (!fits_tiles(g) || runs_direct(g)) return direct_backward_data(a);
-  if (!o.force_tile && runs_narrow(a)) return narrow_backward_data(a);
+  const bool words = given.dy16 && takes_words(o, g, given.w_grid, given.dy16, given.dx16);
+  const bool direct = !fits_tiles(g) || runs_direct(g), few = !direct && !words && !o.force_tile && runs_narrow(given);
+  const bool as_given = words || few;
+  const Widened dense(given.dy, as_given ? nullptr : given.dy16, g.n * g.oh * g.ow * g.k);
+  Conv2dBackwardDataArgs a = given;
+  a.dy = dense.p;
+  if (!as_given) a.dy16 = nullptr;
+  if (direct || few) {
+    const Narrowed dx(a.dx, a.dx16, g.n * g.h * g.w * g.c);
+    return direct ? direct_backward_data(a) : narrow_backward_data(a);
+  }
   const int64_t columns = g.c / g.groups, depth = g.k / g.groups, row = g.s * columns;
   const WeightPlan plan(o.precision, a.w_grid);
-  if (o.blas && !plan.exact && g.groups == 1 && is_pointwise(g)) {
-    if (blas_gemm(plan.precision, {.m = g.n * g.h * g.w, .n = g.c, .k = g.k, .a = a.dy, .b = a.w, .y = a.dx}, nullptr)) return;
+  const TileWeights weights(plan, a.w, a.w_grid, g.k, g.r * row, words);
+  if (o.blas && !plan.exact && (words || !a.dx16) && g.groups == 1 && is_pointwise(g)) {
+    const Words in_words = words ? Words{a.dy16, weights.narrowed.get(), a.dx16} : Words{};
+    if (blas_gemm(plan.precision, {.m = g.n * g.h * g.w, .n = g.c, .k = g.k, .a = a.dy, .b = a.w, .y = a.dx}, nullptr, in_words)) return;
   }
-  const TileWeights weights(plan, a.w, a.w_grid, g.k, g.r * row);
   const bool one_scale = weights.exact && !a.w_grid.per_channel;  // it multiplies the sums, and dy is read as it is
   for (int64_t ph = 0; ph < (g.stride_h < g.h ? g.stride_h : g.h); ++ph) {
     for (int64_t pw = 0; pw < (g.stride_w < g.w ? g.stride_w : g.w); ++pw) {
       const Phase phase = backward_phase(g, ph, pw);
       PixelGather dy = pixel_gather(phase.gather, depth);
       dy.x = a.dy;
+      dy.x16 = a.dy16;
       dy.channel_scale = weights.exact && !one_scale ? weights.scale.get() : nullptr;
-      dy.vector = reads_vectors(dy, depth, 4);
-      const float* const first = weights.p + phase.r0 * row + phase.s0 * columns;
+      dy.vector = reads_vectors(dy, depth, words ? 8 : 4);
       MatrixOperand w;
-      w.p = first;
-      w.rounded = weights.rounded;
+      weights.place(w, phase.r0 * row + phase.s0 * columns, columns % 4 == 0);
       w.group_stride = depth * g.r * row;
       w.pitch = g.r * row;
       w.tap_row = phase.r_step * row, w.tap_col = phase.s_step * columns;
@@ -201,44 +262,45 @@ void conv2d_backward_data(const ConvOptions& o, const Conv2dBackwardDataArgs& a)
       w.sum = dy.sum;
       w.depth = static_cast<int32_t>(depth);
       w.by_depth = dy.by_depth, w.by_cols = dy.by_cols;
-      w.vector = columns % 4 == 0 && aligned16(first);
       FloatStore store;
       store.epilogue.y = a.dx;
+      store.epilogue.y16 = a.dx16;
       if (one_scale) store.alpha.resident = a.w_grid.grids;
       store.place = output_place(phase.gather, g.c, columns);
       store.place.vector = writes_four(store.epilogue, g.c) && columns % 4 == 0;
       TileCut cut;
       cut.rows = phase.gather.pixels(), cut.columns = columns, cut.groups = g.groups, cut.sum = dy.sum;
       cut.shape = o.force_tile ? o.tile : select_tile(cut.rows, cut.columns, cut.groups);
-      with_policy(plan.precision, [&]<class P>() { FloatTiles<P>::pixels_by_columns("conv2d_backward_data", cut, dy, w, store); });
+      with_policy(plan.precision, words, [&]<class P>() { FloatTiles<P>::pixels_by_columns("conv2d_backward_data", cut, dy, w, store); });
     }
   }
 }
 
-void conv2d_backward_filter(const ConvOptions& o, const Conv2dBackwardFilterArgs& a) {
-  const ConvGeometry& g = a.geometry;
+void conv2d_backward_filter(const ConvOptions& o, const Conv2dBackwardFilterArgs& given) {
+  const ConvGeometry& g = given.geometry;
   const int64_t pixels = g.n * g.oh * g.ow, depth = g.c / g.groups, rows = g.k / g.groups, columns = g.r * g.s * depth;
   if (g.k * columns == 0) return;
-  if (a.dbias) column_sums(a.dy, pixels, g.k, a.dbias);
+  const bool words = (given.input.x16 || given.input.codes) && given.dy16 && takes_words(o, g, {}, given.input.codes ? static_cast<const void*>(given.input.codes) : given.input.x16, given.dy16);
+  const Widened dense_x(given.input.x, words ? nullptr : given.input.x16, g.n * g.h * g.w * g.c), dense_dy(given.dy, words ? nullptr : given.dy16, pixels * g.k);
+  Conv2dBackwardFilterArgs a = given;
+  a.input.x = dense_x.p, a.dy = dense_dy.p;
+  if (!words) a.input.x16 = a.dy16 = nullptr;
+  if (a.dbias) given.dy16 ? column_sums(given.dy16, pixels, g.k, a.dbias) : column_sums(a.dy, pixels, g.k, a.dbias);
   if (!fits_tiles(g) || runs_direct(g)) return direct_backward_filter(a);
-  if (o.blas && a.input.x && g.groups == 1 && is_pointwise(g) && !waits_for_factors(g.k, g.c)) {
-    if (blas_gemm(o.precision, {.m = g.k, .n = g.c, .k = pixels, .transpose_a = true, .a = a.dy, .b = a.input.x, .y = a.dw}, nullptr)) return;
+  if (o.blas && !a.input.codes && g.groups == 1 && is_pointwise(g) && !waits_for_factors(g.k, g.c)) {
+    if (blas_gemm(o.precision, {.m = g.k, .n = g.c, .k = pixels, .transpose_a = true, .a = a.dy, .b = a.input.x, .y = a.dw}, nullptr, {a.dy16, a.input.x16})) return;
   }
   MatrixOperand dy;
-  dy.p = a.dy;
+  dy.p = words ? static_cast<const void*>(a.dy16) : a.dy;
   dy.group_stride = rows;
   dy.pitch = g.k;
   dy.rows = static_cast<int32_t>(rows);
   dy.sum = dy.depth = static_cast<int32_t>(pixels);
   dy.by_depth = FastDiv(pixels);
-  dy.vector = rows % 4 == 0 && g.k % 4 == 0 && aligned16(a.dy);
+  dy.vector = words || (rows % 4 == 0 && g.k % 4 == 0 && aligned16(a.dy));
   PixelGather x = pixel_gather(forward_gather(g, true), depth);
-  x.x = a.input.x;
-  x.codes = a.input.x ? nullptr : a.input.codes;
-  x.zero_point = a.input.grid.zero_point;
-  x.resident = a.input.x ? nullptr : a.input.resident;
-  x.vector = reads_vectors(x, depth, 4);
-  const SplitSum split = select_split(rows, columns, g.groups, pixels);
+  place_input(x, a.input, depth);
+  const SplitSum split = select_split(rows, columns, g.groups, pixels, words ? kWordDepth : kFloatDepth);
   const int64_t n = g.k * columns;
   const Scratch<float> partial(split.splits > 1 ? split.splits * n : 0);
   const InputFactor alpha = input_factor(a.input);
@@ -252,7 +314,7 @@ void conv2d_backward_filter(const ConvOptions& o, const Conv2dBackwardFilterArgs
   cut.rows = rows, cut.columns = columns, cut.groups = g.groups, cut.sum = pixels;
   cut.splits = split.splits, cut.per_split = split.per_split;
   cut.shape = o.force_tile ? o.tile : split.shape;
-  with_policy(o.precision, [&]<class P>() { FloatTiles<P>::columns_by_pixels("conv2d_backward_filter", cut, dy, x, store); });
+  with_policy(o.precision, words, [&]<class P>() { FloatTiles<P>::columns_by_pixels("conv2d_backward_filter", cut, dy, x, store); });
   if (split.splits > 1) elements("sum_splits", n, SumSplits{partial.get(), n, split.splits, alpha, a.dw});
 }
 

@@ -39,13 +39,13 @@ constexpr int64_t time_of_blocks(int64_t blocks) {
 /// A long sum over pixels is cut where the tiles alone would leave the device idle, into as many parts as take least time.
 struct SplitSum {
   TileShape shape = TileShape::m64n64;
-  int64_t splits = 1, per_split = 1;  // stages of kFloatDepth
+  int64_t splits = 1, per_split = 1;  // stages of `depth`
 };
-constexpr int64_t kFloatDepth = 32, kByteDepth = 64;
-constexpr SplitSum select_split(int64_t rows, int64_t columns, int64_t groups, int64_t sum) {
+constexpr int64_t kFloatDepth = 32, kWordDepth = 64, kByteDepth = 64;
+constexpr SplitSum select_split(int64_t rows, int64_t columns, int64_t groups, int64_t sum, int64_t depth = kFloatDepth) {
   SplitSum o;
   o.shape = rows > 64 && columns > 64 ? TileShape::m128n128 : (rows > 64 ? TileShape::m128n64 : TileShape::m64n64);
-  const int64_t stages = ceil_div(sum, kFloatDepth), tiles = tile_count(o.shape, rows, columns, groups);
+  const int64_t stages = ceil_div(sum, depth), tiles = tile_count(o.shape, rows, columns, groups);
   // A part costs about ten stages more: its start, and that its sums are written and read again.
   constexpr int64_t kMostSplits = 512, kLeastStages = 8, kPartStages = 10, kMostFloats = int64_t{1} << 26;
   int64_t most = stages / kLeastStages < kMostSplits ? stages / kLeastStages : kMostSplits;
@@ -87,7 +87,7 @@ TileGrid tile_grid(const TileCut& c) {
 
 struct StrictF32 {};
 
-/// Policy: Tf32, Bf16 or StrictF32; a source file each.
+/// Policy: Tf32, Bf16, Bf16Words or StrictF32; a source file each.
 template <class Policy>
 struct FloatTiles {
   static void pixels_by_rows(const char* name, const TileCut&, const PixelGather& a, const MatrixOperand& b, const FloatStore&);     // forward
@@ -96,9 +96,10 @@ struct FloatTiles {
 };
 void integer_tiles(const char* name, const TileCut&, const PixelGather& a, const MatrixOperand& b, const IntegerStore&);
 
-/// Calls fn.template operator()<Policy>().
+/// Calls fn.template operator()<Policy>(). words: the operands are bf16 in memory.
 template <class Fn>
-void with_policy(Precision p, Fn&& fn) {
+void with_policy(Precision p, bool words, Fn&& fn) {
+  if (words) return fn.template operator()<Bf16Words>();
   switch (p) {
     case Precision::tf32: fn.template operator()<Tf32>(); break;
     case Precision::bf16: fn.template operator()<Bf16>(); break;
@@ -146,7 +147,13 @@ void narrow_backward_data(const Conv2dBackwardDataArgs&);
 bool runs_integer(const Conv2dArgs&);
 void integer_forward(const ConvOptions&, const Conv2dArgs&);
 
+/// Factors in bf16 instead of the product's a and b, and the result in bf16 instead of y, or null.
+struct Words {
+  const uint16_t* a = nullptr;
+  const uint16_t* b = nullptr;
+  uint16_t* y = nullptr;
+};
 /// y = alpha op(a) op(b) + beta y by cuBLASLt, with bias over columns or null; false when there is no cuBLASLt or it has no algorithm for the shape.
-bool blas_gemm(Precision precision, const GemmArgs&, const float* bias);
+bool blas_gemm(Precision precision, const GemmArgs&, const float* bias, const Words& words = {});
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE

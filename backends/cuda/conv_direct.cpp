@@ -6,7 +6,7 @@
 namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
-DETENT_HD float input_at(const ConvInput& in, int32_t zero, int64_t i) { return in.x ? in.x[i] : static_cast<float>(static_cast<int32_t>(in.codes[i]) - zero); }
+DETENT_HD float input_at(const ConvInput& in, int32_t zero, int64_t i) { return in.codes ? static_cast<float>(static_cast<int32_t>(in.codes[i]) - zero) : in.x[i]; }
 
 // Divisions of 64 bits cost more than the memory these kernels wait for; most need 32.
 DETENT_HD int64_t divide(int64_t a, int64_t b) {
@@ -47,7 +47,7 @@ struct Forward {
       const float* const row = w + ((k * g.r + r) * g.s + s) * cg;
       for (int64_t c = 0; c < cg; ++c) sum = fmaf(input_at(input, from.zero_point, q * g.c + c0 + c), row[c], sum);
     });
-    if (!input.x) sum *= from.scale;
+    if (input.codes) sum *= from.scale;
     const Epilogue e = settled(epilogue);
     write_one(e, i, finish(e, biased(e, sum, channel_epilogue(e, k), i)));
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "detent/core/epilogue.h"
+#include "detent/backends/cuda/bf16.h"
 #include "detent/backends/cuda/fast_div.h"
 #include "detent/backends/cuda/tile.h"
 
@@ -11,6 +12,7 @@ namespace detent::DETENT_CUDA_NAMESPACE {
 /// Pixels of an NHWC tensor in the order of a grid, and the taps of each: core/math/conv_gather.h in 32 bits.
 struct PixelGather {
   const float* x = nullptr;
+  const uint16_t* x16 = nullptr;        // instead of x, for a tile of bf16 words, which reads eight channels at a time
   const uint8_t* codes = nullptr;       // instead of x: read as q - zero_point, or as they are by an integer tile
   int32_t zero_point = 0;
   const Grid* resident = nullptr;       // of the codes: its zero point is used instead
@@ -98,6 +100,44 @@ DETENT_HD void copy_four(Block& block, const PixelGather& g, float* to, int64_t 
   }
 }
 
+/// Eight of bf16, likewise. Codes take the first eight bytes.
+template <class Block>
+DETENT_HD void copy_eight(Block& block, const PixelGather& g, uint16_t* to, int64_t from, bool ok) {
+  if (g.codes) {
+    block.template copy<8>(to, g.codes + from, ok);
+    *reinterpret_cast<uint64_t*>(to + 4) = ok;  // all that is read again is written
+  } else {
+    block.template copy<16>(to, g.x16 + from, ok);
+  }
+}
+
+/// What copy_eight left of codes, or of values with a scale, as bf16.
+template <int Count>
+DETENT_HD void convert_eights(const PixelGather& g, int32_t zero, int32_t channel, uint16_t* to, int pitch) {
+  struct alignas(16) Eight {
+    uint32_t word[4];
+  };
+  Eight held[Count];
+  DETENT_UNROLL
+  for (int i = 0; i < Count; ++i) held[i] = *reinterpret_cast<const Eight*>(to + i * pitch);
+  DETENT_UNROLL
+  for (int i = 0; i < Count; ++i) {
+    Eight v;
+    DETENT_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      const uint32_t word = held[i].word[g.codes ? e / 2 : e];
+      float pair[2];
+      DETENT_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        if (g.codes) pair[h] = (held[i].word[2] & 0xffffu) ? static_cast<float>(static_cast<int32_t>(word >> (e % 2 * 2 + h) * 8 & 255) - zero) : 0.0f;
+        else pair[h] = bfloat_value(static_cast<uint16_t>(word >> 16 * h)) * g.channel_scale[channel + 2 * e + h];
+      }
+      v.word[e] = bf16_pair(pair[0], pair[1]);
+    }
+    *reinterpret_cast<Eight*>(to + i * pitch) = v;
+  }
+}
+
 /// Rounds `Count` fours, `pitch` apart, where they have arrived; all are read before the first is written.
 template <class Tile, int Count>
 DETENT_HD void round_fours(float* to, int pitch) {
@@ -169,16 +209,17 @@ struct PixelRows {
     Stored* const to = dst + T::at(t / kChunks, k);
     if constexpr (sizeof(Stored) == 1) {
       load_codes<T>(block, s, sum, to);
-    } else if (g.vector) {
+    } else if (sizeof(Stored) == 2 || g.vector) {
       const bool live = sum < g.sum;
       const TapOffset tap = tap_offset(g, live ? sum : 0);
       DETENT_UNROLL
       for (int i = 0; i < kPasses; ++i) {
         const bool ok = live && inside(g, s.row[i], tap);
         const int64_t from = ok ? element(g, s.row[i], tap, s.channel0) : 0;
-        copy_four(block, g, to + i * kStep * T::kPitch, from, ok);
+        if constexpr (sizeof(Stored) == 2) copy_eight(block, g, to + i * kStep * T::kPitch, from, ok);
+        else copy_four(block, g, to + i * kStep * T::kPitch, from, ok);
       }
-    } else {
+    } else if constexpr (sizeof(Stored) == 4) {
       for (int e = made_anew(0); e < kPer; ++e) {
         const bool live = sum + e < g.sum;
         const TapOffset tap = tap_offset(g, live ? sum + e : 0);
@@ -202,8 +243,11 @@ struct PixelRows {
     if constexpr (sizeof(Stored) != 1) {
       const int k = t % kChunks * kPer, sum = stage * Depth + k;
       Stored* const to = dst + T::at(t / kChunks, k);
-      if (g.vector && !as_is(g)) {
-        convert_fours<Tile, kPasses>(g, s.zero, s.channel0 + tap_offset(g, sum < g.sum ? sum : 0).c, to, kStep * T::kPitch);
+      const auto channel = [&] { return s.channel0 + tap_offset(g, sum < g.sum ? sum : 0).c; };
+      if constexpr (sizeof(Stored) == 2) {
+        if (!as_is(g)) convert_eights<kPasses>(g, s.zero, channel(), to, kStep * T::kPitch);
+      } else if (g.vector && !as_is(g)) {
+        convert_fours<Tile, kPasses>(g, s.zero, channel(), to, kStep * T::kPitch);
       } else if (Tile::kRounds) {
         round_fours<Tile, kPasses>(to, kStep * T::kPitch);
       }
@@ -245,7 +289,7 @@ struct PixelRows {
 template <class Stored, int Rows, int Depth>
 struct PixelColumns {
   static constexpr Major kMajor = Major::k_minor;
-  static constexpr int kChunks = Rows / 4, kStep = kTileThreads / kChunks, kPasses = Depth / kStep;
+  static constexpr int kPer = 16 / static_cast<int>(sizeof(Stored)), kChunks = Rows / kPer, kStep = kTileThreads / kChunks, kPasses = Depth / kStep;
   struct State {
     TapOffset tap;
     int32_t column, channel0, zero;
@@ -256,7 +300,7 @@ struct PixelColumns {
   DETENT_HD void start(State& s, int t, const TilePosition& at, int stage) const {
     s.channel0 = at.group * g.depth;
     s.zero = zero_of(g);
-    s.column = at.n * Rows + t % kChunks * 4;
+    s.column = at.n * Rows + t % kChunks * kPer;
     s.tap = tap_offset(g, s.column < g.sum ? s.column : 0);
     s.pixel = running_pixel<kStep>(g, stage * Depth + t / kChunks);
   }
@@ -267,8 +311,11 @@ struct PixelColumns {
     for (int i = 0; i < kPasses; ++i) {
       const PixelOrigin o = origin_of(g, s.pixel);
       go_on<kStep>(g, s.pixel);
-      Stored* const to = dst + T::at(t % kChunks * 4, t / kChunks + i * kStep);
-      if (g.vector) {
+      Stored* const to = dst + T::at(t % kChunks * kPer, t / kChunks + i * kStep);
+      if constexpr (sizeof(Stored) == 2) {
+        const bool ok = s.column < g.sum && inside(g, o, s.tap);
+        copy_eight(block, g, to, ok ? element(g, o, s.tap, s.channel0) : 0, ok);
+      } else if (g.vector) {
         const bool ok = s.column < g.sum && inside(g, o, s.tap);
         copy_four(block, g, to, ok ? element(g, o, s.tap, s.channel0) : 0, ok);
       } else {
@@ -289,11 +336,15 @@ struct PixelColumns {
 
   template <class T, class Tile>
   DETENT_HD void arrived(const State& s, int t, int, Stored* dst) const {
-    Stored* const to = dst + T::at(t % kChunks * 4, t / kChunks);
-    if (g.vector && !as_is(g)) {
-      convert_fours<Tile, kPasses>(g, s.zero, s.channel0 + s.tap.c, to, kStep * T::kPitch);
-    } else if (Tile::kRounds) {
-      round_fours<Tile, kPasses>(to, kStep * T::kPitch);
+    Stored* const to = dst + T::at(t % kChunks * kPer, t / kChunks);
+    if constexpr (sizeof(Stored) == 2) {
+      if (!as_is(g)) convert_eights<kPasses>(g, s.zero, s.channel0 + s.tap.c, to, kStep * T::kPitch);
+    } else {
+      if (g.vector && !as_is(g)) {
+        convert_fours<Tile, kPasses>(g, s.zero, s.channel0 + s.tap.c, to, kStep * T::kPitch);
+      } else if (Tile::kRounds) {
+        round_fours<Tile, kPasses>(to, kStep * T::kPitch);
+      }
     }
   }
 };
@@ -337,7 +388,7 @@ struct MatrixRowsOf {
     for (int i = 0; i < kPasses; ++i, from += kStep * m.pitch) {
       const int32_t row = s.row + i * kStep;
       Stored* const to = dst + T::at(t / kChunks + i * kStep, k);
-      if (sizeof(Stored) == 1 || m.vector) {
+      if (sizeof(Stored) != 4 || m.vector) {
         const bool ok = row < m.rows && sum < m.sum;
         block.template copy<16>(to, ok ? from : s.p, ok);
       } else {
@@ -351,7 +402,7 @@ struct MatrixRowsOf {
 
   template <class T, class Tile>
   DETENT_HD void arrived(const State&, int t, int, Stored* dst) const {
-    if constexpr (sizeof(Stored) != 1) {
+    if constexpr (sizeof(Stored) == 4) {
       if (Tile::kRounds && !m.rounded) round_fours<Tile, kPasses>(dst + T::at(t / kChunks, t % kChunks * kPer), kStep * T::kPitch);
     }
   }
@@ -362,7 +413,7 @@ using MatrixRowsB = MatrixRowsOf<Stored, Rows, Depth, false>;
 template <class Stored, int Rows, int Depth, bool along_m>
 struct MatrixColumnsOf {
   static constexpr Major kMajor = Major::k_minor;
-  static constexpr int kChunks = Rows / 4, kStep = kTileThreads / kChunks, kPasses = Depth / kStep;
+  static constexpr int kPer = 16 / static_cast<int>(sizeof(Stored)), kChunks = Rows / kPer, kStep = kTileThreads / kChunks, kPasses = Depth / kStep;
   struct State {
     const Stored* p;
     int32_t row;
@@ -370,7 +421,7 @@ struct MatrixColumnsOf {
   MatrixOperand m;
 
   DETENT_HD void start(State& s, int t, const TilePosition& at, int) const {
-    s.row = (along_m ? at.m : at.n) * Rows + t % kChunks * 4;
+    s.row = (along_m ? at.m : at.n) * Rows + t % kChunks * kPer;
     s.p = static_cast<const Stored*>(m.p) + at.group * m.group_stride;
   }
 
@@ -382,7 +433,7 @@ struct MatrixColumnsOf {
       DETENT_UNROLL
       for (int i = 0; i < kPasses; ++i) {
         const bool ok = sum + i * kStep < m.sum && s.row < m.rows;
-        block.template copy<16>(dst + T::at(t % kChunks * 4, t / kChunks + i * kStep), ok ? from : s.p, ok);
+        block.template copy<16>(dst + T::at(t % kChunks * kPer, t / kChunks + i * kStep), ok ? from : s.p, ok);
         from += kStep * m.pitch;
       }
       return;
@@ -392,8 +443,8 @@ struct MatrixColumnsOf {
       const int k = t / kChunks + i * kStep, sum = stage * Depth + k;
       const bool live = sum < m.sum;
       const Stored* const from = element(s, live ? sum : 0);
-      Stored* const to = dst + T::at(t % kChunks * 4, k);
-      if (m.vector) {
+      Stored* const to = dst + T::at(t % kChunks * kPer, k);
+      if (sizeof(Stored) != 4 || m.vector) {
         const bool ok = live && s.row < m.rows;
         block.template copy<16>(to, ok ? from : s.p, ok);
       } else {
@@ -407,7 +458,9 @@ struct MatrixColumnsOf {
 
   template <class T, class Tile>
   DETENT_HD void arrived(const State&, int t, int, Stored* dst) const {
-    if (Tile::kRounds && !m.rounded) round_fours<Tile, kPasses>(dst + T::at(t % kChunks * 4, t / kChunks), kStep * T::kPitch);
+    if constexpr (sizeof(Stored) == 4) {
+      if (Tile::kRounds && !m.rounded) round_fours<Tile, kPasses>(dst + T::at(t % kChunks * kPer, t / kChunks), kStep * T::kPitch);
+    }
   }
 
  private:

@@ -1,6 +1,7 @@
 // Backward-data of a convolution with few input channels, such as a network's first layer, whose image gradient a learned input range needs: a tile would be mostly
 // empty. Eight threads share a run of neighbouring pixels, four output channels each, so that every load is 16 bytes and dy is read in whole lines. Sums in f32 with
 // fused multiply-adds in every precision.
+#include "detent/backends/cuda/bf16.h"
 #include "detent/backends/cuda/conv.h"
 
 namespace detent::DETENT_CUDA_NAMESPACE {
@@ -21,7 +22,7 @@ struct PackTaps {
 };
 
 /// A block takes kDown x kAcross positions of the phase's grid, kRun of a row to eight threads; their sums are joined in order.
-template <int C>
+template <int C, class T>
 struct NarrowBackwardData {
   static constexpr int kThreads = 256, kShare = 2, kRun = 4, kDown = 8, kAcross = kThreads / kLanes / kDown * kRun;
   static constexpr int kPart = kRun * C, kPitch = kThreads / kLanes * kPart + 3;
@@ -29,6 +30,7 @@ struct NarrowBackwardData {
     float part[kLanes * kPitch];
   };
   PixelGather dy;
+  const T* all_dy;
   const float* w;  // packed
   int32_t columns, chunks, grid_h, grid_w, tiles_across, tiles_down, rows, cols;  // rows, cols: of taps
   OutputPlace place;
@@ -44,17 +46,17 @@ struct NarrowBackwardData {
 
   // Inside: all pixels of the run are in the image.
   template <bool Inside>
-  DETENT_HD void add_tap(const float* from, const float* weights, int32_t x, int lane, float (&acc)[kRun][C]) const {
+  DETENT_HD void add_tap(const T* from, const float* weights, int32_t x, int lane, float (&acc)[kRun][C]) const {
     const int32_t k = dy.depth;
     for (int32_t c0 = lane * 4; c0 < k; c0 += kAtOnce, from += kAtOnce, weights += C * kAtOnce) {
-      FloatQuad v[kRun], u[C];
+      Four<float> v[kRun], u[C];
       DETENT_UNROLL
       for (int p = 0; p < kRun; ++p) {
-        if (!Inside) v[p] = FloatQuad{};
-        if (Inside || static_cast<uint32_t>(x + p) < static_cast<uint32_t>(dy.in_w)) v[p] = *reinterpret_cast<const FloatQuad*>(from + static_cast<int64_t>(p) * k);
+        if (!Inside) v[p] = Four<float>{};
+        if (Inside || static_cast<uint32_t>(x + p) < static_cast<uint32_t>(dy.in_w)) v[p] = values_at<4>(from + static_cast<int64_t>(p) * k);
       }
       DETENT_UNROLL
-      for (int c = 0; c < C; ++c) u[c] = *reinterpret_cast<const FloatQuad*>(weights + c * kAtOnce);
+      for (int c = 0; c < C; ++c) u[c] = values_at<4>(weights + c * kAtOnce);
       DETENT_UNROLL
       for (int e = 0; e < 4; ++e) {
         DETENT_UNROLL
@@ -71,10 +73,10 @@ struct NarrowBackwardData {
     for (int32_t i = 0; i < rows; ++i) {
       const int32_t y = at.y + dy.dh0 + i * dy.dh_step;
       if (static_cast<uint32_t>(y) >= static_cast<uint32_t>(dy.in_h)) continue;
-      const float* const line = dy.x + static_cast<int64_t>(at.image * dy.in_h + y) * dy.in_w * dy.depth + lane * 4;
+      const T* const line = all_dy + static_cast<int64_t>(at.image * dy.in_h + y) * dy.in_w * dy.depth + lane * 4;
       const float* weights = w + static_cast<int64_t>(i) * cols * per_tap + lane * 4;
       for (int32_t j = 0, x = first_x; j < cols; ++j, x += dy.dw_step, weights += per_tap) {
-        const float* const from = line + static_cast<int64_t>(x) * dy.depth;
+        const T* const from = line + static_cast<int64_t>(x) * dy.depth;
         if (x >= 0 && x + kRun <= dy.in_w) add_tap<true>(from, weights, x, lane, acc);
         else if (x + kRun > 0 && x < dy.in_w) add_tap<false>(from, weights, x, lane, acc);
       }
@@ -106,9 +108,9 @@ struct NarrowBackwardData {
   }
 };
 
-template <int C>
-void run_phase(const Conv2dBackwardDataArgs& a, const Phase& phase) {
-  using Body = NarrowBackwardData<C>;
+template <int C, class T>
+void run_phase(const Conv2dBackwardDataArgs& a, const T* dy, const Phase& phase) {
+  using Body = NarrowBackwardData<C, T>;
   const ConvGeometry& g = a.geometry;
   const Gather& gather = phase.gather;
   const int64_t chunks = ceil_div(g.k, kAtOnce), row = g.r * g.s * g.c, n = gather.taps.count() * chunks * C * kAtOnce;
@@ -117,7 +119,7 @@ void run_phase(const Conv2dBackwardDataArgs& a, const Phase& phase) {
            PackTaps{a.w + (phase.r0 * g.s + phase.s0) * g.c, g.k, g.c, gather.taps.cols, row, phase.r_step * g.s * g.c, phase.s_step * g.c, chunks, C, packed.get()});
   Body body;
   body.dy = pixel_gather(gather, g.k);
-  body.dy.x = a.dy;
+  body.all_dy = dy;
   body.w = packed.get();
   body.chunks = static_cast<int32_t>(chunks);
   body.columns = static_cast<int32_t>(g.c);
@@ -133,20 +135,23 @@ void run_phase(const Conv2dBackwardDataArgs& a, const Phase& phase) {
 
 bool runs_narrow(const Conv2dBackwardDataArgs& a) {
   const ConvGeometry& g = a.geometry;
-  return g.groups == 1 && g.c <= 8 && g.k % 4 == 0 && aligned16(a.dy) && !is_pointwise(g);
+  return g.groups == 1 && g.c <= 8 && g.k % 4 == 0 && aligned16(a.dy) && aligned16(a.dy16) && !is_pointwise(g);
 }
 
-void narrow_backward_data(const Conv2dBackwardDataArgs& a) {
+template <class T>
+static void narrow_backward_data(const Conv2dBackwardDataArgs& a, const T* dy) {
   const ConvGeometry& g = a.geometry;
   for (int64_t ph = 0; ph < (g.stride_h < g.h ? g.stride_h : g.h); ++ph) {
     for (int64_t pw = 0; pw < (g.stride_w < g.w ? g.stride_w : g.w); ++pw) {
       const Phase phase = backward_phase(g, ph, pw);
-      if (g.c == 1) run_phase<1>(a, phase);
-      else if (g.c <= 3) run_phase<3>(a, phase);
-      else if (g.c == 4) run_phase<4>(a, phase);
-      else run_phase<8>(a, phase);
+      if (g.c == 1) run_phase<1>(a, dy, phase);
+      else if (g.c <= 3) run_phase<3>(a, dy, phase);
+      else if (g.c == 4) run_phase<4>(a, dy, phase);
+      else run_phase<8>(a, dy, phase);
     }
   }
 }
+
+void narrow_backward_data(const Conv2dBackwardDataArgs& a) { a.dy16 ? narrow_backward_data(a, a.dy16) : narrow_backward_data(a, a.dy); }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE

@@ -1,4 +1,4 @@
-// The tiles of one policy; included by conv_tf32.cpp, conv_bf16.cpp and conv_f32.cpp, which compile at the same time.
+// The tiles of one policy; included by conv_tf32.cpp, conv_bf16.cpp, conv_bf16_words.cpp and conv_f32.cpp, which compile at the same time.
 #include "detent/backends/cuda/conv.h"
 
 namespace detent::DETENT_CUDA_NAMESPACE {
@@ -10,7 +10,7 @@ struct Tiles {
   using Large = TensorTile<Policy, 128, 128, 2>;
   using Tall = TensorTile<Policy, 128, 64, 4>;
   using Small = TensorTile<Policy, 64, 64, 2>;
-  static constexpr int kLargeStages = Policy::kPack == 2 ? 2 : 3, kStages = 3;
+  static constexpr int kLargeStages = sizeof(typename Policy::Stored) == 4 && Policy::kPack == 2 ? 2 : 3, kStages = 3;
 };
 template <>
 struct Tiles<StrictF32> {

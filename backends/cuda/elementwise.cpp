@@ -1,4 +1,5 @@
-// fill, accumulate, scale, count_nonfinite, pointwise and its backward.
+// fill, accumulate, conversions to and from bf16, scale, count_nonfinite, gather, pointwise and its backward.
+#include "detent/backends/cuda/bf16.h"
 #include "detent/backends/cuda/index.h"
 #include "detent/backends/cuda/kernels.h"
 
@@ -6,10 +7,10 @@ namespace detent::DETENT_CUDA_NAMESPACE {
 namespace {
 
 // y[i] = f(in[0][i], ...): four neighbours a thread where the pointers allow it, all of them read before the first is written.
-template <class F, int Inputs>
+template <class F, class In, class Out, int Inputs>
 struct Map {
-  const float* in[Inputs > 0 ? Inputs : 1];
-  float* y;
+  const In* in[Inputs > 0 ? Inputs : 1];
+  Out* y;
   int64_t n;
   bool whole;
   F f;
@@ -25,28 +26,28 @@ struct Map {
     if (whole && at + 4 <= n) {
       DETENT_UNROLL
       for (int p = 0; p < Inputs; ++p) {
-        const auto q = *reinterpret_cast<const Four<float>*>(in[p] + at);
+        const auto q = values_at<4>(in[p] + at);
         DETENT_UNROLL
         for (int k = 0; k < 4; ++k) v[k][p] = q.v[k];
       }
       Four<float> out;
       DETENT_UNROLL
       for (int k = 0; k < 4; ++k) out.v[k] = one(v[k]);
-      *reinterpret_cast<Four<float>*>(y + at) = out;
+      put_values(y + at, out);
       return;
     }
     for (int64_t k = at; k < n && k < at + 4; ++k) {
       DETENT_UNROLL
-      for (int p = 0; p < Inputs; ++p) v[0][p] = in[p][k];
-      y[k] = one(v[0]);
+      for (int p = 0; p < Inputs; ++p) v[0][p] = value_of(in[p][k]);
+      put_value(y + k, one(v[0]));
     }
   }
 };
 
-template <class F, class... In>
-void map(const char* name, int64_t n, float* y, const F& f, const In*... in) {
-  const bool whole = aligned16(y) && (aligned16(in) && ...);
-  elements(name, (n + 3) / 4, Map<F, sizeof...(In)>{{in...}, y, n, whole, f});
+template <class F, class Out, class In, class... More>
+void map(const char* name, int64_t n, Out* y, const F& f, const In* in, const More*... more) {
+  const bool whole = whole_fours(y) && whole_fours(in) && (whole_fours(more) && ...);
+  elements(name, (n + 3) / 4, Map<F, In, Out, 1 + sizeof...(More)>{{in, more...}, y, n, whole, f});
 }
 
 struct Constant {
@@ -56,6 +57,10 @@ struct Constant {
 
 struct Sum {
   DETENT_HD float operator()(float a, float b) const { return a + b; }
+};
+
+struct Same {
+  DETENT_HD float operator()(float x) const { return x; }
 };
 
 struct Times {
@@ -127,8 +132,11 @@ struct Backward {
 
 }  // namespace
 
-void fill(float* y, float value, int64_t n) { map("fill", n, y, Constant{value}); }
+void fill(float* y, float value, int64_t n) { elements("fill", (n + 3) / 4, Map<Constant, float, float, 0>{{}, y, n, whole_fours(y), {value}}); }
 void accumulate(float* y, const float* x, int64_t n) { map("accumulate", n, y, Sum{}, y, x); }
+void accumulate16(uint16_t* y, const uint16_t* x, int64_t n) { map("accumulate", n, y, Sum{}, y, x); }
+void narrow(uint16_t* y, const float* x, int64_t n) { map("narrow", n, y, Same{}, x); }
+void widen(float* y, const uint16_t* x, int64_t n) { map("widen", n, y, Same{}, x); }
 void scale(float* y, const float* x, float factor, int64_t n) { map("scale", n, y, Times{factor}, x); }
 
 void count_nonfinite(const FloatSpan* spans, int64_t count, int64_t* nonfinite) {
@@ -152,11 +160,17 @@ void gather(const FloatSpan* spans, int64_t count, float* y) {
 }
 
 void pointwise(const PointwiseArgs& a) {
-  visit_pointwise(a.op.kind, [&]<class F>() { map(name_of(a.op.kind), a.n, a.out, Forward<F>{a.op.a, a.op.b}, a.x); });
+  visit_pointwise(a.op.kind, [&]<class F>() {
+    const Forward<F> f{a.op.a, a.op.b};
+    a.x16 ? map(name_of(a.op.kind), a.n, a.out16, f, a.x16) : map(name_of(a.op.kind), a.n, a.out, f, a.x);
+  });
 }
 
 void pointwise_backward(const PointwiseArgs& a) {
-  visit_pointwise(a.op.kind, [&]<class F>() { map(name_of(a.op.kind), a.n, a.out, Backward<F>{a.op.a, a.op.b}, a.x, a.y, a.dy); });
+  visit_pointwise(a.op.kind, [&]<class F>() {
+    const Backward<F> f{a.op.a, a.op.b};
+    a.x16 ? map(name_of(a.op.kind), a.n, a.out16, f, a.x16, a.x16, a.dy16) : map(name_of(a.op.kind), a.n, a.out, f, a.x, a.y, a.dy);
+  });
 }
 
 }  // namespace detent::DETENT_CUDA_NAMESPACE

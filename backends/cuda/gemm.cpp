@@ -59,7 +59,7 @@ void gemm(const ConvOptions& o, const GemmArgs& g) {
   TileCut cut;
   cut.rows = g.m, cut.columns = g.n, cut.sum = g.k;
   cut.shape = o.force_tile ? o.tile : select_tile(g.m, g.n, 1);
-  with_policy(o.precision, [&]<class P>() {
+  with_policy(o.precision, false, [&]<class P>() {
     using T = FloatTiles<P>;
     if (g.transpose_a) {
       T::columns_by_pixels("gemm", cut, matrix(g.a, g.m, g.k, false), rows_of(g.b, g.k, g.n), store);

@@ -8,6 +8,9 @@ namespace detent::DETENT_CUDA_NAMESPACE {
 
 void fill(float* y, float value, int64_t n);
 void accumulate(float* y, const float* x, int64_t n);
+void accumulate16(uint16_t* y, const uint16_t* x, int64_t n);
+void narrow(uint16_t* y, const float* x, int64_t n);
+void widen(float* y, const uint16_t* x, int64_t n);
 void scale(float* y, const float* x, float factor, int64_t n);
 void count_nonfinite(const FloatSpan* spans, int64_t count, int64_t* nonfinite);
 void gather(const FloatSpan* spans, int64_t count, float* y);
@@ -33,8 +36,9 @@ void dequantize(const DequantizeArgs&);
 void fake_quant_backward(const FakeQuantBackwardArgs&);
 void add(const AddArgs&);
 void quantized_backward(const QuantizedBackwardArgs&);
-/// sum over rows of y[rows, c], in a fixed order.
-void column_sums(const float* y, int64_t rows, int64_t c, float* out);
+/// sum over rows of y[rows, c] (floats or bf16), in a fixed order.
+template <class T>
+void column_sums(const T* y, int64_t rows, int64_t c, float* out);
 void range_grads(const RangeGradsArgs&);
 void round_bias(const RoundBiasArgs&);
 void min_max(const MinMaxArgs&);

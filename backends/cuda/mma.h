@@ -7,8 +7,7 @@
 
 #include <cstring>
 
-#include "detent/backends/cuda/launch.h"
-#include "detent/core/math/half.h"
+#include "detent/backends/cuda/bf16.h"
 
 namespace detent::DETENT_CUDA_NAMESPACE {
 
@@ -23,21 +22,6 @@ DETENT_HD uint32_t tf32_bits(float x) {
   memcpy(&bits, &x, 4);
   if ((bits & 0x7f800000u) == 0x7f800000u) return bits | ((bits & 0x7fffffu) ? 0x400000u : 0u);
   return (bits + 0x1000u) & 0xffffe000u;
-#endif
-}
-
-/// Two floats rounded to bf16 (ties to even), the first in the low half.
-DETENT_HD uint32_t bf16_pair(float low, float high) {
-#if defined(__CUDA_ARCH__)
-  uint32_t r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-#else
-  const float l = round_to_bfloat(low), h = round_to_bfloat(high);
-  uint32_t lb, hb;
-  memcpy(&lb, &l, 4);
-  memcpy(&hb, &h, 4);
-  return lb >> 16 | (hb & 0xffff0000u);
 #endif
 }
 
@@ -67,6 +51,15 @@ struct Bf16 {
   static DETENT_HD void mma(float* d, const uint32_t* a, const uint32_t* b);
 };
 
+/// Two bf16 as they lie.
+struct Bf16Words {
+  using Stored = uint16_t;
+  using Acc = float;
+  static constexpr int kPack = 2;
+  static constexpr bool kRounds = false, kWordsLie = true;
+  static DETENT_HD void mma(float* d, const uint32_t* a, const uint32_t* b);
+};
+
 /// u8 activations times s8 weights into int32.
 struct U8S8 {
   using Stored = uint8_t;
@@ -89,6 +82,21 @@ DETENT_HD void load_matrices(uint32_t* r, int lane, At&& at) {
 #endif
 }
 
+/// The same of words of two elements that run across rows: at(i, row) is where the first elements of eight neighbouring words lie, `row` the element of the sum.
+template <class At>
+DETENT_HD void load_matrices_across(uint32_t* r, int lane, At&& at) {
+#if defined(__CUDA_ARCH__)
+  const auto row = static_cast<unsigned>(__cvta_generic_to_shared(at(lane / 8, lane % 8)));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
+#else
+  for (int i = 0; i < 4; ++i) {
+    uint16_t pair[2];
+    for (int e = 0; e < 2; ++e) pair[e] = at(i, lane % 4 * 2 + e)[lane / 4];
+    memcpy(r + i, pair, 4);
+  }
+#endif
+}
+
 #if defined(__CUDACC__)
 
 DETENT_HD void Tf32::mma(float* d, const uint32_t* a, const uint32_t* b) {
@@ -106,6 +114,8 @@ DETENT_HD void Bf16::mma(float* d, const uint32_t* a, const uint32_t* b) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
+
+DETENT_HD void Bf16Words::mma(float* d, const uint32_t* a, const uint32_t* b) { Bf16::mma(d, a, b); }
 
 DETENT_HD void U8S8::mma(int32_t* d, const uint32_t* a, const uint32_t* b) {
 #if defined(__CUDA_ARCH__)
@@ -151,6 +161,9 @@ struct Isa<Bf16> {  // m16n8k16, .bf16: two elements in a register, the lower in
   }
   static double b(const uint32_t* r, int i) { return a(r, i); }
 };
+
+template <>
+struct Isa<Bf16Words> : Isa<Bf16> {};
 
 template <>
 struct Isa<U8S8> {  // m16n8k32, .u8 and .s8: four elements in a register

@@ -1,4 +1,5 @@
 // Quantize-dequantize and its backward pass, the fused add, and the backward pass of fused quantization. Range sums: range_sums.h.
+#include "detent/backends/cuda/bf16.h"
 #include "detent/core/epilogue.h"
 #include "detent/backends/cuda/index.h"
 #include "detent/backends/cuda/kernels.h"
@@ -156,12 +157,15 @@ struct MaskFour {
 
 // ---- codes -------------------------------------------------------------------------------------------------------------------------------------------
 
-// Element i of an operand that is dense, or codes on a grid.
-DETENT_HD float load(const ConvInput& in, int64_t i) { return in.x ? in.x[i] : dequantize(static_cast<int32_t>(in.codes[i]), in.grid); }
+// Element i of an operand that is dense (f32 or bf16), or codes on a grid.
+DETENT_HD float load(const ConvInput& in, int64_t i) {
+  if (in.codes) return dequantize(static_cast<int32_t>(in.codes[i]), in.grid);
+  return in.x16 ? bfloat_value(in.x16[i]) : in.x[i];
+}
 
 // Four neighbours; i is a multiple of four and the operand's pointer aligned.
 DETENT_HD Four<float> load_four(const ConvInput& in, int64_t i) {
-  if (in.x) return *reinterpret_cast<const Four<float>*>(in.x + i);
+  if (!in.codes) return in.x16 ? values_at<4>(in.x16 + i) : values_at<4>(in.x + i);
   const Four<uint8_t> q = *reinterpret_cast<const Four<uint8_t>*>(in.codes + i);
   Four<float> v;
   for (int k = 0; k < 4; ++k) v.v[k] = dequantize(static_cast<int32_t>(q.v[k]), in.grid);
@@ -285,24 +289,28 @@ void fake_quant_backward(const FakeQuantBackwardArgs& a) {
 
 void add(const AddArgs& a) {
   const Epilogue& e = a.epilogue;
-  const bool whole = writes_four(e, 4) && aligned16(a.a.x) && aligned16(a.b.x) && aligned16(a.a.codes) && aligned16(a.b.codes);
+  const auto whole_operand = [](const ConvInput& in) { return aligned16(in.x) && whole_fours(in.x16) && aligned16(in.codes); };
+  const bool whole = writes_four(e, 4) && whole_operand(a.a) && whole_operand(a.b);
   const Scratch<SumOfCodes> plan(1);
-  const bool codes = e.quantize && !a.a.x && !a.b.x;
+  const bool codes = e.quantize && a.a.codes && a.b.codes;
   if (codes) elements("plan of a sum", 1, PlanSum{a, plan.get()});
   elements("add", ceil_div(a.n, 4), Add{a, whole, codes ? plan.get() : nullptr});
 }
 
-void quantized_backward(const QuantizedBackwardArgs& a) {
+template <class T>
+static void quantized_backward(const QuantizedBackwardArgs& a, const T* dy, T* dx) {
   const int64_t n = a.rows * a.c, count = ceil_div(n, kSumBlock), pieces = ceil_div(count, kBlocksOfPiece);
   const Scratch<float> lanes(count * 2 * kLanes);
-  const bool quads = aligned16(a.codes) && aligned16(a.residual) && aligned16(a.dy) && aligned16(a.dx);
-  blocks("quantized_backward", count, CodedSums{a, n, quads, lanes.get()});
-  if (a.dbias) column_sums(a.dx, a.rows, a.c, a.dbias);
+  const bool quads = aligned16(a.codes) && aligned16(a.residual) && whole_fours(dy) && whole_fours(dx);
+  blocks("quantized_backward", count, CodedSums<T>{a, dy, dx, n, quads, lanes.get()});
+  if (a.dbias) column_sums(dx, a.rows, a.c, a.dbias);
   if (!a.scale_sum && !a.clip_sum) return;
   const Scratch<Sums> part(pieces);
   blocks("range sums", pieces, JoinLanes{count, lanes.get(), part.get()});
   blocks("range sums", 1, JoinSums{1, 1, pieces, 1, part.get(), static_cast<double>(kResidualScale), a.scale_sum, a.clip_sum});
 }
+
+void quantized_backward(const QuantizedBackwardArgs& a) { a.dy16 ? quantized_backward(a, a.dy16, a.dx16) : quantized_backward(a, a.dy, a.dx); }
 
 void range_grads(const RangeGradsArgs& a) { elements("range_grads", a.channels, RangeGradients{a}); }
 void round_bias(const RoundBiasArgs& a) { elements("round_bias", a.n, RoundBias{a}); }

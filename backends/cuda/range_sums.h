@@ -4,6 +4,7 @@
 // then add them up lane by lane. Later kernels join the blocks.
 #pragma once
 
+#include "detent/backends/cuda/bf16.h"
 #include "detent/backends/cuda/fast_div.h"
 #include "detent/backends/cuda/launch.h"
 #include "detent/core/backend.h"
@@ -60,11 +61,12 @@ DETENT_HD void for_each_place(int t, int n, Fn&& fn) {
 }
 
 /// Keeps terms_of(place of the first element read with it, q, e) of the elements of thread t among n in shared memory, and writes what passes on to dx unless that is null.
-template <bool ByFour, class Fn>
-DETENT_HD void keep_terms(int t, int n, TermMemory& term, float* dx, Fn&& terms_of) {
+template <bool ByFour, class T, class Fn>
+DETENT_HD void keep_terms(int t, int n, TermMemory& term, T* dx, Fn&& terms_of) {
   for_each_place<ByFour>(t, n, [&](int i, int q, int e) {
     if constexpr (ByFour) {
-      FloatQuad scale, clip, passed;
+      FloatQuad scale, clip;
+      Four<float> passed;
       DETENT_UNROLL
       for (int k = 0; k < 4; ++k) {
         const RangeTerms r = terms_of(i, q, k);
@@ -72,12 +74,12 @@ DETENT_HD void keep_terms(int t, int n, TermMemory& term, float* dx, Fn&& terms_
       }
       *reinterpret_cast<FloatQuad*>(term.scale + i) = scale;
       *reinterpret_cast<FloatQuad*>(term.clip + i) = clip;
-      if (dx) *reinterpret_cast<FloatQuad*>(dx + i) = passed;
+      if (dx) put_values(dx + i, passed);
     } else {
       const RangeTerms r = terms_of(i, q, e);
       term.scale[i] = r.scale;
       term.clip[i] = r.clip;
-      if (dx) dx[i] = r.dx;
+      if (dx) put_value(dx + i, r.dx);
     }
   });
 }
@@ -265,16 +267,19 @@ DETENT_HD uint32_t word_at(const uint8_t* p) {
 }
 
 /// One row of n elements; the CPU folds no lanes between the blocks of a piece, so they are kept.
+template <class T>
 struct CodedSums {
   static constexpr int kThreads = kSumThreads, kShare = 4;
   using Shared = TermMemory;
   struct Held {
     uint32_t codes[4 * kQuads], residual[4 * kQuads];  // four bytes in each of the first kQuads, or one in each: bytes are taken apart when all have come
-    FloatQuad dy[kQuads];
+    Four<float> dy[kQuads];
     int32_t zero_point;
     ClampTerms clamp;
   };
   QuantizedBackwardArgs a;
+  const T* all_dy;
+  T* dx;
   int64_t n;
   bool quads;
   float* lanes;  // [blocks, 2, kLanes]
@@ -282,7 +287,7 @@ struct CodedSums {
   template <bool ByFour>
   DETENT_HD void fetch(int64_t first, int count, int t, Held& held) const {
     const uint8_t *const codes = a.codes + first, *const residual = reinterpret_cast<const uint8_t*>(a.residual) + first;
-    const float* const dy = a.dy + first;
+    const T* const dy = all_dy + first;
     const Grid grid = present(a.grid, a.resident);
     held.zero_point = grid.zero_point;
     held.clamp = clamp_terms(a.clamp_min, a.clamp_max, grid);
@@ -290,18 +295,18 @@ struct CodedSums {
       if constexpr (ByFour) {
         held.codes[q] = word_at(codes + i);
         held.residual[q] = word_at(residual + i);
-        held.dy[q] = *reinterpret_cast<const FloatQuad*>(dy + i);
+        held.dy[q] = values_at<4>(dy + i);
       } else {
         held.codes[4 * q + e] = codes[i];
         held.residual[4 * q + e] = residual[i];
-        held.dy[q].v[e] = dy[i];
+        held.dy[q].v[e] = value_of(dy[i]);
       }
     });
   }
 
   template <bool ByFour>
   DETENT_HD void terms(int64_t first, int count, int t, const Held& held, TermMemory& term) const {
-    keep_terms<ByFour>(t, count, term, a.dx + first, [&](int, int q, int e) {
+    keep_terms<ByFour>(t, count, term, dx + first, [&](int, int q, int e) {
       const int at = ByFour ? q : 4 * q + e, shift = ByFour ? 8 * e : 0;
       return coded_range_terms(static_cast<uint8_t>(held.codes[at] >> shift), static_cast<int8_t>(held.residual[at] >> shift), held.zero_point, held.clamp, held.dy[q].v[e]);
     });

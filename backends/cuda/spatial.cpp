@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "detent/backends/cuda/bf16.h"
 #include "detent/backends/cuda/index.h"
 #include "detent/backends/cuda/kernels.h"
 #include "detent/core/epilogue.h"
@@ -40,32 +41,32 @@ DETENT_HD void put(T* p, const T (&v)[Width]) {
   *reinterpret_cast<Some<T, Width>*>(p) = o;
 }
 
-template <int Width>
+template <class T, int Width>
 struct MaxPool {
   PoolShape g;
   PixelIndex results;
-  const float* x;
-  float* y;
+  const T* x;
+  T* y;
   int32_t* index;
   DETENT_HD void operator()(int64_t i) const {
     const Pixel p = results.at(i);
     const auto v = pool_window(g, p.h, p.w);
-    const float* const image = x + g.image(p, Width);
-    float best[Width];
+    const T* const image = x + g.image(p, Width);
+    Some<float, Width> best;
     int32_t winner[Width];
     DETENT_UNROLL
-    for (int k = 0; k < Width; ++k) best[k] = -std::numeric_limits<float>::infinity(), winner[k] = -1;
+    for (int k = 0; k < Width; ++k) best.v[k] = -std::numeric_limits<float>::infinity(), winner[k] = -1;
     for (int32_t r = v.r0; r < v.r1; ++r) {
       for (int32_t s = v.s0; s < v.s1; ++s) {
         const int32_t at = (v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w;
-        const auto here = some<float, Width>(image + g.from(at));
+        const auto here = values_at<Width>(image + g.from(at));
         DETENT_UNROLL
         for (int k = 0; k < Width; ++k) {
-          if (beats_maximum(here.v[k], best[k], winner[k])) best[k] = here.v[k], winner[k] = at;
+          if (beats_maximum(here.v[k], best.v[k], winner[k])) best.v[k] = here.v[k], winner[k] = at;
         }
       }
     }
-    put(y + i * Width, best);
+    put_values(y + i * Width, best);
     if (index) put(index + i * Width, winner);
   }
 };
@@ -83,29 +84,29 @@ DETENT_HD Cover cover_of(const PoolShape& g, int32_t h, int32_t w) {
           first_covering_window(w + g.pad_left, (g.s - 1) * g.dilation_w, g.stride_w, by_w), ow1 < g.ow ? ow1 : g.ow - 1};
 }
 
-template <int Width>
+template <class T, int Width>
 struct MaxPoolBackward {
   PoolShape g;
   PixelIndex pixels;
-  const float* dy;
+  const T* dy;
   const int32_t* index;
-  float* dx;
+  T* dx;
   DETENT_HD void operator()(int64_t i) const {
     const Pixel p = pixels.at(i);
     const Cover v = cover_of(g, p.h, p.w);
     const int32_t here = p.h * g.w + p.w;
     const int64_t first = g.result(p, Width);
-    float sum[Width] = {};
+    Some<float, Width> sum = {};
     for (int32_t oh = v.oh0; oh <= v.oh1; ++oh) {
       for (int32_t ow = v.ow0; ow <= v.ow1; ++ow) {
         const int64_t at = first + g.from(oh * g.ow + ow);
         const auto winner = some<int32_t, Width>(index + at);
-        const auto d = some<float, Width>(dy + at);
+        const auto d = values_at<Width>(dy + at);
         DETENT_UNROLL
-        for (int k = 0; k < Width; ++k) sum[k] += winner.v[k] == here ? d.v[k] : 0.0f;
+        for (int k = 0; k < Width; ++k) sum.v[k] += winner.v[k] == here ? d.v[k] : 0.0f;
       }
     }
-    put(dx + i * Width, sum);
+    put_values(dx + i * Width, sum);
   }
 };
 
@@ -272,17 +273,22 @@ void with_width(const ConvGeometry& g, bool aligned, Fn&& fn) {
 
 }  // namespace
 
-void max_pool(const PoolArgs& a) {
-  with_width(a.geometry, aligned16(a.x) && aligned16(a.y) && aligned16(a.index), [&]<int Width>(const ConvGeometry& g) {
-    elements("max_pool", g.n * g.oh * g.ow * g.c / Width, MaxPool<Width>{PoolShape(g), {g.n, g.oh, g.ow, g.c / Width}, a.x, a.y, a.index});
+template <class T>
+static void max_pool(const PoolArgs& a, const T* x, T* y) {
+  with_width(a.geometry, whole_fours(x) && whole_fours(y) && aligned16(a.index), [&]<int Width>(const ConvGeometry& g) {
+    elements("max_pool", g.n * g.oh * g.ow * g.c / Width, MaxPool<T, Width>{PoolShape(g), {g.n, g.oh, g.ow, g.c / Width}, x, y, a.index});
   });
 }
 
-void max_pool_backward(const PoolBackwardArgs& a) {
-  with_width(a.geometry, aligned16(a.dy) && aligned16(a.index) && aligned16(a.dx), [&]<int Width>(const ConvGeometry& g) {
-    elements("max_pool_backward", g.n * g.h * g.w * g.c / Width, MaxPoolBackward<Width>{PoolShape(g), {g.n, g.h, g.w, g.c / Width}, a.dy, a.index, a.dx});
+template <class T>
+static void max_pool_backward(const PoolBackwardArgs& a, const T* dy, T* dx) {
+  with_width(a.geometry, whole_fours(dy) && aligned16(a.index) && whole_fours(dx), [&]<int Width>(const ConvGeometry& g) {
+    elements("max_pool_backward", g.n * g.h * g.w * g.c / Width, MaxPoolBackward<T, Width>{PoolShape(g), {g.n, g.h, g.w, g.c / Width}, dy, a.index, dx});
   });
 }
+
+void max_pool(const PoolArgs& a) { a.x16 ? max_pool(a, a.x16, a.y16) : max_pool(a, a.x, a.y); }
+void max_pool_backward(const PoolBackwardArgs& a) { a.dy16 ? max_pool_backward(a, a.dy16, a.dx16) : max_pool_backward(a, a.dy, a.dx); }
 
 void average_pool(const PoolArgs& a) {
   with_width(a.geometry, aligned16(a.x) && aligned16(a.y), [&]<int Width>(const ConvGeometry& g) {

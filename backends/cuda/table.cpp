@@ -7,6 +7,9 @@ const Kernels& table() {
       .name = "cuda",
       .fill = fill,
       .accumulate = accumulate,
+      .accumulate16 = accumulate16,
+      .narrow = narrow,
+      .widen = widen,
       .scale = scale,
       .count_nonfinite = count_nonfinite,
       .gather = gather,
@@ -43,6 +46,7 @@ const Kernels& table() {
       .cross_entropy = cross_entropy,
       .sgd_step = sgd_step,
       .adam_step = adam_step,
+      .keeps_bf16 = true,
   };
   return kTable;
 }

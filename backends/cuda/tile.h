@@ -27,13 +27,13 @@ template <class Mma, int BM, int BN, int WarpsM>
 struct TensorTile {
   using Stored = typename Mma::Stored;
   using Acc = typename Mma::Acc;
-  static constexpr int kM = BM, kN = BN, kDepth = sizeof(Stored) == 1 ? 64 : 32;
+  static constexpr int kM = BM, kN = BN, kDepth = sizeof(Stored) == 4 ? 32 : 64;
   static constexpr int kWarpsN = kTileThreads / 32 / WarpsM, kWM = BM / WarpsM, kWN = BN / kWarpsN, kMT = kWM / 16, kNT = kWN / 8;
   static_assert(kMT * 16 * WarpsM == BM && kNT * 8 * kWarpsN == BN && kNT % 2 == 0);
   // Fragments are read at (row g, word t): a pitch of 4 words mod 32 (k_major, one element a word) or 8 (k_minor) spreads them over all banks; two elements a word
-  // swap the two.
+  // swap the two. Rows of 16 bytes that matrices are read by: 4 words mod 32 from one to the next.
   template <Major major>
-  static constexpr int kPad = sizeof(Stored) == 1 ? 16 : ((major == Major::k_major) == (Mma::kPack == 1) ? 4 : 8);
+  static constexpr int kPad = sizeof(Stored) == 1 ? 16 : sizeof(Stored) == 2 ? 8 : ((major == Major::k_major) == (Mma::kPack == 1) ? 4 : 8);
   using Registers = Fragments<Mma, kMT, kNT>;
   static constexpr bool kRounds = Mma::kRounds;
   static DETENT_HD float rounded(float x) { return Mma::rounded(x); }
@@ -65,6 +65,8 @@ struct TensorTile {
         for (int i = 0; i < kMT; ++i) {
           if constexpr (Mma::kWordsLie && TA::kMajor == Major::k_major) {
             load_matrices(r.a[i], lane, [&](int e, int row) { return a + TA::at(m0 + i * 16 + e % 2 * 8 + row, k0 + e / 2 * 4 * Mma::kPack); });
+          } else if constexpr (Mma::kWordsLie && sizeof(Stored) == 2) {
+            load_matrices_across(r.a[i], lane, [&](int e, int row) { return a + TA::at(m0 + i * 16 + e % 2 * 8, k0 + e / 2 * 8 + row); });
           } else {
             DETENT_UNROLL
             for (int e = 0; e < 4; ++e) r.a[i][e] = Mma::word(a + TA::at(m0 + group + i * 16 + e % 2 * 8, k + e / 2 * 4 * Mma::kPack), TA::kStride);
@@ -74,6 +76,11 @@ struct TensorTile {
           DETENT_UNROLL
           for (int j = 0; j < kNT; j += 2) {  // two strips at once
             load_matrices(r.b[j], lane, [&](int e, int row) { return b + TB::at(n0 + (j + e / 2) * 8 + row, k0 + e % 2 * 4 * Mma::kPack); });
+          }
+        } else if constexpr (Mma::kWordsLie && sizeof(Stored) == 2) {
+          DETENT_UNROLL
+          for (int j = 0; j < kNT; j += 2) {
+            load_matrices_across(r.b[j], lane, [&](int e, int row) { return b + TB::at(n0 + (j + e / 2) * 8, k0 + e % 2 * 8 + row); });
           }
         } else {
           DETENT_UNROLL

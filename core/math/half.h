@@ -40,4 +40,18 @@ DETENT_HD float round_to_bfloat(float x) {
   return x;
 }
 
+/// The upper half of a float: x as a bfloat16 (ties to even), and its value. A NaN stays one.
+DETENT_HD uint16_t bfloat_bits(float x) {
+  uint32_t bits;
+  const float rounded = round_to_bfloat(x);
+  memcpy(&bits, &rounded, 4);
+  return static_cast<uint16_t>(bits >> 16 | (x != x ? 0x40u : 0u));
+}
+DETENT_HD float bfloat_value(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float x;
+  memcpy(&x, &wide, 4);
+  return x;
+}
+
 }  // namespace detent

@@ -1,4 +1,5 @@
 // The backward pass of fused quantization against sums in double, from codes and residual bytes.
+#include "detent/core/math/half.h"
 #include "kernel_support.h"
 
 using namespace detent;
@@ -97,5 +98,24 @@ TEST_CASE("quantized_backward: gradient, range sums and bias in one pass") {
     backend(Device{}).kernels().quantized_backward(a);
     CHECK(got_scale == plain_scale);
     CHECK(got_clip == plain_clip);
+    // In bf16, in place: sums and bias are those of the same values in f32.
+    if (!kernels().keeps_bf16) continue;
+    std::vector<uint16_t> words(dy.size());
+    for (size_t i = 0; i < words.size(); ++i) words[i] = bfloat_bits(dy[i]), dx[i] = bfloat_value(words[i]);
+    std::vector<float> bias32(bias.size()), bias16(bias.size());
+    a.dy = a.dx = dx.data();
+    a.dbias = bias32.data();
+    kernels().quantized_backward(a);
+    const double scale32 = got_scale, clip32 = got_clip;
+    a.dy = a.dx = nullptr;
+    a.dy16 = a.dx16 = words.data();
+    a.dbias = bias16.data();
+    kernels().quantized_backward(a);
+    CHECK(got_scale == scale32);
+    CHECK(got_clip == clip32);
+    CHECK(bias16 == bias32);
+    for (size_t i = 0; i < words.size(); ++i) {
+      if (bfloat_value(words[i]) != dx[i]) FAIL_CHECK("element ", i, ": ", bfloat_value(words[i]), " not ", dx[i]);
+    }
   }
 }

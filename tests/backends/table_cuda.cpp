@@ -89,7 +89,7 @@ const Kernels& test::kernels() {
     Kernels t = backend(kGpu).kernels();
 #define DETENT_WAIT(name) \
   if (t.name) t.name = Waited<&Kernels::name>::call;
-    DETENT_WAIT(fill) DETENT_WAIT(accumulate) DETENT_WAIT(scale) DETENT_WAIT(count_nonfinite) DETENT_WAIT(gather) DETENT_WAIT(conv2d) DETENT_WAIT(conv2d_backward_data)
+    DETENT_WAIT(fill) DETENT_WAIT(accumulate) DETENT_WAIT(accumulate16) DETENT_WAIT(narrow) DETENT_WAIT(widen) DETENT_WAIT(scale) DETENT_WAIT(count_nonfinite) DETENT_WAIT(gather) DETENT_WAIT(conv2d) DETENT_WAIT(conv2d_backward_data)
     DETENT_WAIT(conv2d_backward_filter) DETENT_WAIT(gemm) DETENT_WAIT(pointwise) DETENT_WAIT(pointwise_backward) DETENT_WAIT(binary) DETENT_WAIT(strided_copy)
     DETENT_WAIT(reduce_sum) DETENT_WAIT(max_pool) DETENT_WAIT(max_pool_backward) DETENT_WAIT(average_pool) DETENT_WAIT(average_pool_backward) DETENT_WAIT(average_codes)
     DETENT_WAIT(batch_norm_stats) DETENT_WAIT(batch_norm) DETENT_WAIT(batch_norm_backward) DETENT_WAIT(fake_quant) DETENT_WAIT(dequantize)

@@ -32,27 +32,27 @@ bool on_host(std::initializer_list<const void*> pointers) {
   }
   return false;
 }
-bool on_host(const Epilogue& e) { return on_host({e.scale, e.bias, e.addend, e.y, e.codes, e.residual, e.resident}); }
-bool on_host(const ConvInput& i) { return on_host({i.x, i.codes, i.resident}); }
+bool on_host(const Epilogue& e) { return on_host({e.scale, e.bias, e.addend, e.y, e.y16, e.codes, e.residual, e.resident}); }
+bool on_host(const ConvInput& i) { return on_host({i.x, i.x16, i.codes, i.resident}); }
 bool on_host(const Conv2dArgs& a) { return on_host(a.input) || on_host(a.epilogue) || on_host({a.w, a.mean, a.var}); }
-bool on_host(const Conv2dBackwardDataArgs& a) { return on_host({a.dy, a.w, a.dx}); }
-bool on_host(const Conv2dBackwardFilterArgs& a) { return on_host(a.input) || on_host({a.dy, a.dw, a.dbias}); }
+bool on_host(const Conv2dBackwardDataArgs& a) { return on_host({a.dy, a.w, a.dx, a.dy16, a.dx16}); }
+bool on_host(const Conv2dBackwardFilterArgs& a) { return on_host(a.input) || on_host({a.dy, a.dw, a.dbias, a.dy16}); }
 bool on_host(const GemmArgs& a) { return on_host({a.a, a.b, a.y}); }
-bool on_host(const PointwiseArgs& a) { return on_host({a.x, a.y, a.dy, a.out}); }
+bool on_host(const PointwiseArgs& a) { return on_host({a.x, a.y, a.dy, a.out, a.x16, a.dy16, a.out16}); }
 bool on_host(const BinaryArgs& a) { return on_host({a.a, a.b, a.y}); }
 bool on_host(const StridedCopyArgs& a) { return on_host({a.a, a.y}); }
 bool on_host(const ReduceSumArgs& a) { return on_host({a.a, a.y}); }
-bool on_host(const PoolArgs& a) { return on_host({a.x, a.y, a.index}); }
-bool on_host(const PoolBackwardArgs& a) { return on_host({a.dy, a.dx, a.index}); }
+bool on_host(const PoolArgs& a) { return on_host({a.x, a.y, a.index, a.x16, a.y16}); }
+bool on_host(const PoolBackwardArgs& a) { return on_host({a.dy, a.dx, a.index, a.dy16, a.dx16}); }
 bool on_host(const AverageCodesArgs& a) { return on_host(a.epilogue) || on_host({a.x, a.resident}); }
-bool on_host(const BatchNormStatsArgs& a) { return on_host({a.x, a.mean, a.var}); }
-bool on_host(const BatchNormArgs& a) { return on_host({a.x, a.mean, a.var, a.gamma, a.beta, a.y}); }
-bool on_host(const BatchNormBackwardArgs& a) { return on_host({a.x, a.dy, a.mean, a.var, a.gamma, a.beta, a.dx, a.dgamma, a.dbeta}); }
+bool on_host(const BatchNormStatsArgs& a) { return on_host({a.x, a.mean, a.var, a.x16}); }
+bool on_host(const BatchNormArgs& a) { return on_host({a.x, a.mean, a.var, a.gamma, a.beta, a.y, a.x16, a.y16}); }
+bool on_host(const BatchNormBackwardArgs& a) { return on_host({a.x, a.dy, a.mean, a.var, a.gamma, a.beta, a.dx, a.dgamma, a.dbeta, a.x16, a.dy16, a.dx16}); }
 bool on_host(const FakeQuantArgs& a) { return on_host({a.x, a.grids, a.y, a.codes}); }
 bool on_host(const DequantizeArgs& a) { return on_host({a.codes, a.resident, a.y}); }
 bool on_host(const FakeQuantBackwardArgs& a) { return on_host({a.x, a.dy, a.grids, a.dx, a.scale_sum, a.clip_sum}); }
 bool on_host(const AddArgs& a) { return on_host(a.a) || on_host(a.b) || on_host(a.epilogue); }
-bool on_host(const QuantizedBackwardArgs& a) { return on_host({a.codes, a.residual, a.resident, a.dy, a.dx, a.dbias, a.scale_sum, a.clip_sum}); }
+bool on_host(const QuantizedBackwardArgs& a) { return on_host({a.codes, a.residual, a.resident, a.dy, a.dx, a.dbias, a.scale_sum, a.clip_sum, a.dy16, a.dx16}); }
 bool on_host(const RangeGradsArgs& a) { return on_host({a.scale_sum, a.clip_sum, a.min, a.max, a.dmin, a.dmax}); }
 bool on_host(const RoundBiasArgs& a) { return on_host({a.b, a.resident, a.grids, a.y}); }
 bool on_host(const MinMaxArgs& a) { return on_host({a.x, a.min, a.max, a.nan}); }
@@ -63,6 +63,7 @@ bool on_host(const CrossEntropyArgs& a) { return on_host({a.logits, a.labels, a.
 bool on_host(const SgdTensor& t) { return on_host({t.w, t.g, t.momentum, t.average}); }
 bool on_host(const AdamTensor& t) { return on_host({t.w, t.g, t.m, t.v, t.average}); }
 bool on_host(const float* p) { return on_host({p}); }
+bool on_host(const uint16_t* p) { return on_host({p}); }
 bool on_host(float) { return false; }
 bool on_host(int64_t) { return false; }
 bool on_host(int64_t*) { return false; }          // counts, which are the host's
@@ -118,9 +119,10 @@ const Kernels& kernels() {
   static const Kernels k = [] {
     Kernels t = {};
     t.name = "cuda on the host";
+    t.keeps_bf16 = bodies().keeps_bf16;
 #define DETENT_WRAP(name) t.name = Wrap<&Kernels::name>::call;
     DETENT_WRAP(fill)
-    DETENT_WRAP(accumulate) DETENT_WRAP(scale) DETENT_WRAP(count_nonfinite) DETENT_WRAP(gather) DETENT_WRAP(conv2d) DETENT_WRAP(conv2d_backward_data)
+    DETENT_WRAP(accumulate) DETENT_WRAP(accumulate16) DETENT_WRAP(narrow) DETENT_WRAP(widen) DETENT_WRAP(scale) DETENT_WRAP(count_nonfinite) DETENT_WRAP(gather) DETENT_WRAP(conv2d) DETENT_WRAP(conv2d_backward_data)
         DETENT_WRAP(conv2d_backward_filter) DETENT_WRAP(gemm) DETENT_WRAP(pointwise) DETENT_WRAP(pointwise_backward) DETENT_WRAP(binary) DETENT_WRAP(strided_copy)
             DETENT_WRAP(reduce_sum) DETENT_WRAP(max_pool) DETENT_WRAP(max_pool_backward) DETENT_WRAP(average_pool) DETENT_WRAP(average_pool_backward) DETENT_WRAP(average_codes)
                 DETENT_WRAP(batch_norm_stats) DETENT_WRAP(batch_norm) DETENT_WRAP(batch_norm_backward) DETENT_WRAP(fake_quant) DETENT_WRAP(dequantize)

@@ -30,7 +30,7 @@ struct Desc {
   uint32_t compute, scale;
   int32_t transpose_a, transpose_b;
   uint32_t epilogue;
-  const float* bias;
+  const void* bias;
 };
 struct Layout {
   uint32_t type;
@@ -75,14 +75,17 @@ Sizes sizes_of(const Desc& d, const Layout& a, const Layout& b, const Layout& c,
   Sizes s = {false, ta ? a.columns : a.rows, tb ? b.rows : b.columns, ta ? a.rows : a.columns};
   const bool match = (tb ? b.columns : b.rows) == s.k && y.rows == s.m && y.columns == s.n && c.rows == s.m && c.columns == s.n;
   bool layouts = true;
-  for (const Layout* l : {&a, &b, &c, &y}) layouts = layouts && l->type == CUDA_R_32F && l->pitch >= static_cast<int64_t>(l->rows) && l->rows > 0 && l->columns > 0;
-  s.valid = match && layouts && d.scale == CUDA_R_32F;
+  for (const Layout* l : {&a, &b, &c, &y}) layouts = layouts && l->pitch >= static_cast<int64_t>(l->rows) && l->rows > 0 && l->columns > 0;
+  // The manual's table: factors in bf16 for a computation in f32, with results of either type; factors in f32 with results in f32.
+  const bool words = a.type == CUDA_R_16BF && d.compute == CUBLAS_COMPUTE_32F, floats = a.type == CUDA_R_32F && y.type == CUDA_R_32F;
+  const bool types = a.type == b.type && c.type == y.type && (floats || (words && (y.type == CUDA_R_16BF || y.type == CUDA_R_32F)));
+  s.valid = match && layouts && types && d.scale == CUDA_R_32F;
   return s;
 }
 
-uint64_t key_of(const Desc& d, const Sizes& s) {
+uint64_t key_of(const Desc& d, const Sizes& s, const Layout& a, const Layout& y) {
   uint64_t key = 1469598103934665603u;
-  for (const uint64_t v : {uint64_t{d.compute}, static_cast<uint64_t>(d.transpose_a), static_cast<uint64_t>(d.transpose_b), uint64_t{d.epilogue}, s.m, s.n, s.k})
+  for (const uint64_t v : {uint64_t{d.compute}, static_cast<uint64_t>(d.transpose_a), static_cast<uint64_t>(d.transpose_b), uint64_t{d.epilogue}, s.m, s.n, s.k, uint64_t{a.type}, uint64_t{y.type}})
     key = (key ^ v) * 1099511628211u;
   return key;
 }
@@ -97,27 +100,47 @@ float factor(float v, uint32_t compute) {
   return v;
 }
 
+float element(const void* p, uint64_t at, uint32_t type) {
+  if (type == CUDA_R_32F) return static_cast<const float*>(p)[at];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(p)[at]) << 16;
+  float v;
+  std::memcpy(&v, &bits, 4);
+  return v;
+}
+
+void put(void* p, uint64_t at, uint32_t type, float v) {
+  if (type == CUDA_R_32F) {
+    static_cast<float*>(p)[at] = v;
+    return;
+  }
+  v = factor(v, CUBLAS_COMPUTE_32F_FAST_16BF);
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  static_cast<uint16_t*>(p)[at] = static_cast<uint16_t>(bits >> 16);
+}
+
 struct Product {
   Desc d;
   Layout la, lb, lc, ly;
   Sizes s;
   float alpha, beta;
-  const float *a, *b, *c;
-  float* y;
+  const void *a, *b, *c;
+  void* y;
 
   void run() const {
     for (uint64_t j = 0; j < s.n; ++j) {
       for (uint64_t i = 0; i < s.m; ++i) {
         double sum = 0.0;
         for (uint64_t k = 0; k < s.k; ++k) {
-          const float av = d.transpose_a == CUBLAS_OP_T ? a[k + i * static_cast<uint64_t>(la.pitch)] : a[i + k * static_cast<uint64_t>(la.pitch)];
-          const float bv = d.transpose_b == CUBLAS_OP_T ? b[j + k * static_cast<uint64_t>(lb.pitch)] : b[k + j * static_cast<uint64_t>(lb.pitch)];
+          const uint64_t pa = static_cast<uint64_t>(la.pitch), pb = static_cast<uint64_t>(lb.pitch);
+          const float av = element(a, d.transpose_a == CUBLAS_OP_T ? k + i * pa : i + k * pa, la.type);
+          const float bv = element(b, d.transpose_b == CUBLAS_OP_T ? j + k * pb : k + j * pb, lb.type);
           sum += static_cast<double>(factor(av, d.compute)) * static_cast<double>(factor(bv, d.compute));
         }
         double v = static_cast<double>(alpha) * sum;
-        if (beta != 0.0f) v += static_cast<double>(beta) * static_cast<double>(c[i + j * static_cast<uint64_t>(lc.pitch)]);
-        if (d.epilogue == CUBLASLT_EPILOGUE_BIAS) v += static_cast<double>(d.bias[i]);
-        y[i + j * static_cast<uint64_t>(ly.pitch)] = static_cast<float>(v);
+        if (beta != 0.0f) v += static_cast<double>(beta) * static_cast<double>(element(c, i + j * static_cast<uint64_t>(lc.pitch), lc.type));
+        if (d.epilogue == CUBLASLT_EPILOGUE_BIAS) v += static_cast<double>(element(d.bias, i, ly.type));
+        put(y, i + j * static_cast<uint64_t>(ly.pitch), ly.type, static_cast<float>(v));
       }
     }
   }
@@ -222,7 +245,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
   if (std::getenv("DETENT_FAKE_CUBLASLT_NONE") && s.m % 2) return CUBLAS_STATUS_NOT_SUPPORTED;
   results[0] = {};
   Algorithm& algorithm = in<Algorithm>(&results[0].algo);
-  algorithm.key = key_of(in<Desc>(desc), s);
+  algorithm.key = key_of(in<Desc>(desc), s, in<Layout>(a), in<Layout>(y));
   algorithm.workspace = p.workspace;
   std::memcpy(algorithm.alignment, p.alignment, sizeof p.alignment);
   results[0].workspaceSize = p.workspace;
@@ -242,15 +265,15 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                {},
                *static_cast<const float*>(alpha),
                *static_cast<const float*>(beta),
-               static_cast<const float*>(a),
-               static_cast<const float*>(b),
-               static_cast<const float*>(c),
-               static_cast<float*>(y)};
+               a,
+               b,
+               c,
+               y};
   p.s = sizes_of(p.d, p.la, p.lb, p.lc, p.ly);
   if (!p.s.valid || !algo) return CUBLAS_STATUS_INVALID_VALUE;
   const Algorithm& algorithm = in<Algorithm>(algo);
   const bool fits = aligned(a, algorithm.alignment[0]) && aligned(b, algorithm.alignment[1]) && aligned(c, algorithm.alignment[2]) && aligned(y, algorithm.alignment[3]);
-  if (algorithm.key != key_of(p.d, p.s) || !fits || bytes < algorithm.workspace || !aligned(workspace, 16)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (algorithm.key != key_of(p.d, p.s, p.la, p.ly) || !fits || bytes < algorithm.workspace || !aligned(workspace, 16)) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (p.d.epilogue == CUBLASLT_EPILOGUE_BIAS && !p.d.bias) return CUBLAS_STATUS_INVALID_VALUE;
   ++g_products;
   // A graph replays it: the argument stays.

@@ -341,6 +341,15 @@ TEST_CASE("a load of matrices gives each lane a word of each, from rows that oth
   for (uint32_t lane = 0; lane < 32; ++lane) {
     for (uint32_t m = 0; m < 4; ++m) CHECK(g_memory[m * 32 + lane] == 4 * (lane / 4 * 4 + m) + lane % 4);
   }
+  // Across: the lower half of a word is its number, the upper 0, so that column 2 w of a matrix has word w of each row and the odd columns nothing.
+  run(fill + row + "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r10,%r11,%r12,%r13}, [%r8];\n" + store);
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    const uint32_t column = lane / 4, first = lane % 4 * 2;
+    for (uint32_t m = 0; m < 4; ++m) {
+      const auto at = [&](uint32_t r) { return column % 2 ? 0u : 4 * (r * 4 + m) + column / 2; };
+      CHECK(g_memory[m * 32 + lane] == (at(first) | at(first + 1) << 16));
+    }
+  }
   const auto says = [](const std::string& body, const char* what) { return fault_of(body, 32, 1).find(what) != std::string::npos; };
   CHECK(says(row + load, "nobody wrote"));
   CHECK(says(fill + row + "add.s32 %r8, %r8, 4;\n" + load, "not aligned"));

@@ -186,14 +186,23 @@ void atomic_add(Warp& w, const Instruction& i, uint32_t mask) {
   }
 }
 
-// Four matrices of 8 rows by 16 bytes: lane 8 m + r has the address of row r of matrix m, and lane l receives word l % 4 of row l / 4 of each.
+// Four matrices of 8 rows by 16 bytes: lane 8 m + r has the address of row r of matrix m, and lane l receives word l % 4 of row l / 4 of each; transposed, of each
+// matrix of 8 by 8 halves, the halves of rows 2 (l % 4) and 2 (l % 4) + 1 in column l / 4.
+template <bool Transposed>
 void load_matrices(Warp& w, const Instruction& i, uint32_t mask) {
   if (mask != ~0u) fault(w, i, 0, "a load of matrices without all lanes of the warp");
   if (w.block->machine->profile) count_shared(w, i, 4, 16, mask);
   uint32_t words[4][8][4];
   for (int l = 0; l < kLanes; ++l) std::memcpy(words[l / 8][l % 8], w.block->machine->shared(w, i, l, w.address(i, 4, l, i.offset), 16, Use::read), 16);
   for (int l = 0; l < kLanes; ++l) {
-    for (size_t m = 0; m < 4; ++m) w.put(i, m, l, words[m][l / 4][l % 4]);
+    for (size_t m = 0; m < 4; ++m) {
+      uint32_t word = words[m][l / 4][l % 4];
+      if (Transposed) {
+        const auto half = [&](int row) { return words[m][row][l / 8] >> l / 4 % 2 * 16 & 0xFFFFu; };
+        word = half(l % 4 * 2) | half(l % 4 * 2 + 1) << 16;
+      }
+      w.put(i, m, l, word);
+    }
   }
 }
 
@@ -266,7 +275,8 @@ Form memory_form(const std::string& name) {
   static const Forms others = {
       {"cp.async.cg.shared.global", {start_copy, "....", Kind::global}},
       {"cp.async.ca.shared.global", {start_copy, "....", Kind::global}},
-      {"ldmatrix.sync.aligned.m8n8.x4.shared.b16", {load_matrices, "wwww.", Kind::shared}},
+      {"ldmatrix.sync.aligned.m8n8.x4.shared.b16", {load_matrices<false>, "wwww.", Kind::shared}},
+      {"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16", {load_matrices<true>, "wwww.", Kind::shared}},
       {"cp.async.commit_group", {commit_copies, "", Kind::other}},
       {"cp.async.wait_group", {wait_for_copies, ".", Kind::other}},
       {"atom.global.add.u32", {atomic_add<Global, uint32_t>, "w.w", Kind::global}},

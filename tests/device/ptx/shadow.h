@@ -84,7 +84,9 @@ class SharedShadow {
 
 class GlobalShadow {
  public:
+  /// Of a launch. What earlier ones did is ordered before it: when that has become much, it is forgotten.
   void begin(bool small) {
+    if (words_.size() + bytes_.size() > kMostPages) words_.clear(), bytes_.clear();
     small_ = small;
     shift_ = small ? 0 : 2;
     last_page_ = ~uint64_t{0};
@@ -101,6 +103,7 @@ class GlobalShadow {
 
  private:
   static constexpr uint64_t kPage = 1024;
+  static constexpr size_t kMostPages = 8192;  // of 40 KB
   void find_page(uint64_t page);
   bool small_ = false;
   int shift_ = 2;
