@@ -36,8 +36,7 @@ ToGrid::ToGrid(const char* op, const Shape& shape, Device device, const GridTarg
   if (keep_residual) {
     residual_ = Tensor(shape, DType::s8, device);
     // The products of the backward pass round their factors in any case.
-    const Backend& b = backend(device);
-    if (b.precision() == Precision::bf16 && b.kernels().keeps_bf16) gradient_ = DType::bf16;
+    if (backend(device).keeps_bf16()) gradient_ = DType::bf16;
   }
   if (t.min.defined()) {
     check_args(op, {{"min", t.min}, {"max", t.max}});

@@ -470,6 +470,8 @@ class Backend {
   /// f32. The cpu knows bf16 where the processor multiplies it (AVX-512 BF16).
   virtual void set_precision(Precision) {}
   virtual Precision precision() const { return Precision::f32; }
+  /// Whether training keeps values and gradients in bf16 now: the kernels take them, and products are of bf16.
+  bool keeps_bf16() const { return precision() == Precision::bf16 && kernels().keeps_bf16; }
   virtual CachingAllocator& allocator() = 0;
   /// Also makes the device the calling thread's current one: use the table at once, not after that of another device.
   virtual const Kernels& kernels() const = 0;

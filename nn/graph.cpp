@@ -303,20 +303,14 @@ void Graph::check_images(const Tensor& images) {
   if (inputs_.size() == 1) require_finite_input(value(inputs_[0]), images);
 }
 
-// A float network that is trained in bf16 keeps its values so between the layers: half the memory, and half the traffic that a GPU waits for. Quantizers see f32.
-static bool keeps_bf16(const std::vector<Transform*>& transforms, Device device) {
-  if (!transforms.empty() || !grad_enabled()) return false;
-  const Backend& b = backend(device);
-  return b.precision() == Precision::bf16 && b.kernels().keeps_bf16;
-}
-
 std::vector<Var> Graph::run(const Context& given, std::span<const Var> inputs, std::span<const Value> wanted) {
   DETENT_CHECK(inputs.size() == inputs_.size(), "graph: ", inputs.size(), " inputs given, ", inputs_.size(), " expected");
   const std::vector<Transform*> all_transforms = transforms();
   const Device device = inputs.empty() ? Device{} : inputs[0].device();
   const HostReads reads(all_transforms, device);
   Context context = given;
-  context.bf16 = context.bf16 || keeps_bf16(all_transforms, device);
+  // A float network that is trained in bf16 keeps its values so between the layers: half the memory, and half the traffic that a GPU waits for. Quantizers see f32.
+  context.bf16 = context.bf16 || (all_transforms.empty() && grad_enabled() && backend(device).keeps_bf16());
   std::vector<Var> vars(values_.size());
   const bool integer = execution_ == Execution::integer;
   DETENT_CHECK(!integer || !grad_enabled(), "graph: integer execution has no gradients; set_execution(planned) to train");

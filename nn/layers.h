@@ -39,6 +39,8 @@ class Conv2d final : public WeightedLayer {
   Var forward(const Context& context, std::span<const Var> inputs) override;
 
   const Options& options() const { return options_; }
+  /// That of the options, with what the context says.
+  Conv2dSpec spec(const Context& context) const;
   bool depthwise() const { return options_.spec.groups == options_.in && options_.spec.groups > 1; }
 
  private:

@@ -68,13 +68,12 @@ Var run_layer(WeightedLayer& layer, BatchNorm* norm, const PlanStep& s, const Co
   const Operands o = operands(layer, norm, context, x);
   const Var* bias = o.has_bias ? &o.bias : nullptr;
   if (auto* conv = dynamic_cast<Conv2d*>(&layer)) {
-    Conv2dSpec spec = conv->options().spec;
+    Conv2dSpec spec = conv->spec(context);
     spec.clamp_min = s.clamp_min;
     spec.clamp_max = s.clamp_max;
     spec.channel_scale = o.channel_scale;
     spec.addend = addend;
     spec.statistics = statistics;
-    if (context.bf16) spec.result = DType::bf16;
     return target ? conv2d_quantized(x, o.weight, bias, spec, *target) : conv2d(x, o.weight, bias, spec);
   }
   if (target) return dense_quantized(x, o.weight, bias, *target, s.clamp_min, s.clamp_max);

@@ -265,11 +265,12 @@ bool finite(float v) { return v - v == 0.0f; }
 
 }  // namespace
 
-void batch_norm_stats(const BatchNormStatsArgs& a) {
-  with_type(a.x, a.x16, [&]<class T>(const T* x) {
-    reduce_columns("batch_norm_stats", a.rows, a.c, whole_fours(x), MomentsOp<T>{x}, WriteMoments{a.mean, a.var, static_cast<double>(a.rows)});
-  });
+template <class T>
+static void batch_norm_stats(const BatchNormStatsArgs& a, const T* x) {
+  reduce_columns("batch_norm_stats", a.rows, a.c, whole_fours(x), MomentsOp<T>{x}, WriteMoments{a.mean, a.var, static_cast<double>(a.rows)});
 }
+
+void batch_norm_stats(const BatchNormStatsArgs& a) { a.x16 ? batch_norm_stats(a, a.x16) : batch_norm_stats(a, a.x); }
 
 template <class T>
 static void normalise(const BatchNormArgs& a, const T* x, T* y, const float* factor) {

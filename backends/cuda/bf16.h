@@ -59,10 +59,4 @@ bool whole_fours(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0;
 }
 
-/// Calls fn(x) with the pointer that is set.
-template <class Fn>
-void with_type(const float* x, const uint16_t* x16, Fn&& fn) {
-  x16 ? fn(x16) : fn(x);
-}
-
 }  // namespace detent::DETENT_CUDA_NAMESPACE

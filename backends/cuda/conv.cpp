@@ -65,7 +65,7 @@ struct TileWeights {
     if (exact) {
       elements("weight_codes", k * per_channel, WeightCodes{w, grid, per_channel, copy.get()});
       elements("weight_scales", k, ChannelScales{grid, scale.get()});
-    } else if (rounded && !words) {
+    } else if (rounded) {
       elements("round_weights", ceil_div(k * per_channel, 4), RoundWeights{w, copy.get(), k * per_channel});
     }
     if (words) narrow(narrowed.get(), exact ? copy.get() : w, k * per_channel);

@@ -125,14 +125,14 @@ DETENT_HD void convert_eights(const PixelGather& g, int32_t zero, int32_t channe
     Eight v;
     DETENT_UNROLL
     for (int e = 0; e < 4; ++e) {
-      const uint32_t word = held[i].word[g.codes ? e / 2 : e];
-      float pair[2];
-      DETENT_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        if (g.codes) pair[h] = (held[i].word[2] & 0xffffu) ? static_cast<float>(static_cast<int32_t>(word >> (e % 2 * 2 + h) * 8 & 255) - zero) : 0.0f;
-        else pair[h] = bfloat_value(static_cast<uint16_t>(word >> 16 * h)) * g.channel_scale[channel + 2 * e + h];
+      // No index of a register is left to run time.
+      if (g.codes) {
+        const auto code = [&](int h) { return static_cast<float>(static_cast<int32_t>(held[i].word[e / 2] >> (e % 2 * 2 + h) * 8 & 255) - zero); };
+        v.word[e] = held[i].word[2] ? bf16_pair(code(0), code(1)) : 0;
+      } else {
+        const auto scaled = [&](int h) { return bfloat_value(static_cast<uint16_t>(held[i].word[e] >> 16 * h)) * g.channel_scale[channel + 2 * e + h]; };
+        v.word[e] = bf16_pair(scaled(0), scaled(1));
       }
-      v.word[e] = bf16_pair(pair[0], pair[1]);
     }
     *reinterpret_cast<Eight*>(to + i * pitch) = v;
   }

@@ -125,7 +125,7 @@ void run_phase(const Conv2dBackwardDataArgs& a, const T* dy, const Phase& phase)
   body.columns = static_cast<int32_t>(g.c);
   body.grid_h = static_cast<int32_t>(gather.grid_h), body.grid_w = static_cast<int32_t>(gather.grid_w);
   body.tiles_across = static_cast<int32_t>(ceil_div(gather.grid_w, Body::kAcross)), body.tiles_down = static_cast<int32_t>(ceil_div(gather.grid_h, Body::kDown));
-  body.rows = static_cast<int32_t>(gather.taps.rows), body.cols = static_cast<int32_t>(gather.taps.cols);
+  body.rows = static_cast<int32_t>(n > 0 ? gather.taps.rows : 0), body.cols = static_cast<int32_t>(gather.taps.cols);  // without taps there are no weights
   body.place = output_place(gather, g.c, g.c);
   body.dx = a.dx;
   blocks("conv2d_backward_data narrow", gather.n * body.tiles_across * body.tiles_down, body);

@@ -44,15 +44,17 @@
 
 namespace detent::DETENT_CUDA_NAMESPACE {
 
-/// Memory of the current device until the end of the scope (of the host in the host build). Throws Error when there is none.
+/// Memory of the current device until the end of the scope (of the host in the host build); null for nothing. Throws Error when there is none.
 void* allocate_scratch(size_t bytes);
 void release_scratch(void* p, size_t bytes) noexcept;
 
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t n) : bytes_(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T)), p_(static_cast<T*>(allocate_scratch(bytes_))) {}
-  ~Scratch() { release_scratch(p_, bytes_); }
+  explicit Scratch(int64_t n) : bytes_(static_cast<size_t>(n > 0 ? n : 0) * sizeof(T)), p_(bytes_ > 0 ? static_cast<T*>(allocate_scratch(bytes_)) : nullptr) {}
+  ~Scratch() {
+    if (p_) release_scratch(p_, bytes_);
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   T* get() const { return p_; }

@@ -30,18 +30,6 @@ struct PoolShape {
 };
 
 template <class T, int Width>
-DETENT_HD Some<T, Width> some(const T* p) {
-  return *reinterpret_cast<const Some<T, Width>*>(p);
-}
-template <int Width, class T>
-DETENT_HD void put(T* p, const T (&v)[Width]) {
-  Some<T, Width> o;
-  DETENT_UNROLL
-  for (int k = 0; k < Width; ++k) o.v[k] = v[k];
-  *reinterpret_cast<Some<T, Width>*>(p) = o;
-}
-
-template <class T, int Width>
 struct MaxPool {
   PoolShape g;
   PixelIndex results;
@@ -53,21 +41,21 @@ struct MaxPool {
     const auto v = pool_window(g, p.h, p.w);
     const T* const image = x + g.image(p, Width);
     Some<float, Width> best;
-    int32_t winner[Width];
+    Some<int32_t, Width> winner;
     DETENT_UNROLL
-    for (int k = 0; k < Width; ++k) best.v[k] = -std::numeric_limits<float>::infinity(), winner[k] = -1;
+    for (int k = 0; k < Width; ++k) best.v[k] = -std::numeric_limits<float>::infinity(), winner.v[k] = -1;
     for (int32_t r = v.r0; r < v.r1; ++r) {
       for (int32_t s = v.s0; s < v.s1; ++s) {
         const int32_t at = (v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w;
         const auto here = values_at<Width>(image + g.from(at));
         DETENT_UNROLL
         for (int k = 0; k < Width; ++k) {
-          if (beats_maximum(here.v[k], best.v[k], winner[k])) best.v[k] = here.v[k], winner[k] = at;
+          if (beats_maximum(here.v[k], best.v[k], winner.v[k])) best.v[k] = here.v[k], winner.v[k] = at;
         }
       }
     }
     put_values(y + i * Width, best);
-    if (index) put(index + i * Width, winner);
+    if (index) *reinterpret_cast<Some<int32_t, Width>*>(index + i * Width) = winner;
   }
 };
 
@@ -100,7 +88,7 @@ struct MaxPoolBackward {
     for (int32_t oh = v.oh0; oh <= v.oh1; ++oh) {
       for (int32_t ow = v.ow0; ow <= v.ow1; ++ow) {
         const int64_t at = first + g.from(oh * g.ow + ow);
-        const auto winner = some<int32_t, Width>(index + at);
+        const auto winner = *reinterpret_cast<const Some<int32_t, Width>*>(index + at);
         const auto d = values_at<Width>(dy + at);
         DETENT_UNROLL
         for (int k = 0; k < Width; ++k) sum.v[k] += winner.v[k] == here ? d.v[k] : 0.0f;
@@ -131,22 +119,22 @@ struct AveragePool {
     const Pixel p = results.at(i);
     const auto v = pool_window(g, p.h, p.w);
     const float* const image = x + g.image(p, Width);
-    float sum[Width] = {};
+    Some<float, Width> sum = {};
     // A sum of row sums loses less than one long sum over a whole feature map.
     for (int32_t r = v.r0; r < v.r1; ++r) {
       float row[Width] = {};
       for (int32_t s = v.s0; s < v.s1; ++s) {
-        const auto here = some<float, Width>(image + g.from((v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w));
+        const auto here = values_at<Width>(image + g.from((v.h0 + r * g.dilation_h) * g.w + v.w0 + s * g.dilation_w));
         DETENT_UNROLL
         for (int k = 0; k < Width; ++k) row[k] += here.v[k];
       }
       DETENT_UNROLL
-      for (int k = 0; k < Width; ++k) sum[k] += row[k];
+      for (int k = 0; k < Width; ++k) sum.v[k] += row[k];
     }
     const float weight = average_weight(shape, v);
     DETENT_UNROLL
-    for (int k = 0; k < Width; ++k) sum[k] /= weight;
-    put(y + i * Width, sum);
+    for (int k = 0; k < Width; ++k) sum.v[k] /= weight;
+    put_values(y + i * Width, sum);
   }
 };
 
@@ -181,18 +169,18 @@ struct AveragePoolBackward {
     const Pixel p = pixels.at(i);
     const Cover v = cover_of(g, p.h, p.w);
     const int64_t first = g.result(p, Width);
-    float sum[Width] = {};
+    Some<float, Width> sum = {};
     for (int32_t oh = v.oh0; oh <= v.oh1; ++oh) {
       if (!covers(p.h + g.pad_top, oh * g.stride_h, g.r, g.dilation_h)) continue;
       for (int32_t ow = v.ow0; ow <= v.ow1; ++ow) {
         if (!covers(p.w + g.pad_left, ow * g.stride_w, g.s, g.dilation_w)) continue;
-        const auto d = some<float, Width>(dy + first + g.from(oh * g.ow + ow));
+        const auto d = values_at<Width>(dy + first + g.from(oh * g.ow + ow));
         const float weight = average_weight(shape, pool_window(g, oh, ow));
         DETENT_UNROLL
-        for (int k = 0; k < Width; ++k) sum[k] += d.v[k] / weight;
+        for (int k = 0; k < Width; ++k) sum.v[k] += d.v[k] / weight;
       }
     }
-    put(dx + i * Width, sum);
+    put_values(dx + i * Width, sum);
   }
 };
 

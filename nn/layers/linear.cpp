@@ -47,11 +47,15 @@ Shape Conv2d::infer(std::span<const Shape> inputs) const {
 
 Var Conv2d::forward(const Context& context, std::span<const Var> inputs) {
   const Var w = weight.var(context);
+  if (!has_bias()) return conv2d(inputs[0], w, nullptr, spec(context));
+  const Var b = round_bias(bias.var(context), inputs[0], w);
+  return conv2d(inputs[0], w, &b, spec(context));
+}
+
+Conv2dSpec Conv2d::spec(const Context& context) const {
   Conv2dSpec spec = options_.spec;
   if (context.bf16) spec.result = DType::bf16;
-  if (!has_bias()) return conv2d(inputs[0], w, nullptr, spec);
-  const Var b = round_bias(bias.var(context), inputs[0], w);
-  return conv2d(inputs[0], w, &b, spec);
+  return spec;
 }
 
 Dense::Dense(const Options& options) : options_(options) {

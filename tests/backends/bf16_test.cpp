@@ -44,33 +44,10 @@ constexpr ConvCase kFirstLayers[] = {
     {"3x3 of 12 channels", 1, 7, 9, 12, 20, 3, 3, 1, 1, 1, 1, 1, 1},
 };
 
-std::vector<float> small_integers(int64_t n, uint64_t seed) {
-  std::vector<float> v = random_values(n, -8.0f, 8.0f, seed);
-  for (float& x : v) x = std::nearbyint(x);
-  return v;
-}
-
-std::vector<float> floats_of(const std::vector<double>& v) { return {v.begin(), v.end()}; }
-
-// The three directions' sums, exact.
-struct Sums {
-  std::vector<float> y, dx, dw;
-  Sums(const ConvGeometry& g, const std::vector<float>& x, const std::vector<float>& w, const std::vector<float>& dy) {
-    std::vector<double> sy(static_cast<size_t>(outputs(g))), sx(x.size()), sw(w.size());
-    for_each_product(g, [&](int64_t o, int64_t i, int64_t f) {
-      const size_t at_o = static_cast<size_t>(o), at_i = static_cast<size_t>(i), at_f = static_cast<size_t>(f);
-      sy[at_o] += static_cast<double>(x[at_i]) * static_cast<double>(w[at_f]);
-      sx[at_i] += static_cast<double>(dy[at_o]) * static_cast<double>(w[at_f]);
-      sw[at_f] += static_cast<double>(dy[at_o]) * static_cast<double>(x[at_i]);
-    });
-    y = floats_of(sy), dx = floats_of(sx), dw = floats_of(sw);
-  }
-};
-
 void check_exact(const cpu::Bf16Isa& isa, const ConvCase& c) {
   const ConvGeometry g = geometry(c);
   const std::vector<float> x = small_integers(inputs(g), 1), w = small_integers(weights(g), 2), dy = small_integers(outputs(g), 3);
-  const Sums want(g, x, w, dy);
+  const ExactSums want(g, x, w, dy);
   INFO(c.name);
   Conv2dArgs forward{g, {}, w.data(), {}};
   forward.input.x = x.data();
@@ -103,7 +80,7 @@ void check_integers(const cpu::Bf16Isa& isa, const ConvCase& c, bool per_channel
   std::vector<float> x, dy = small_integers(outputs(g), 3);
   for (const uint8_t q : t.x) x.push_back(dequantize(q, t.input));
   for (size_t i = 0; i < t.w.size(); ++i) t.w[i] = dequantize(t.q[i], t.grid(static_cast<int64_t>(i) / (weights(g) / g.k)));
-  const Sums want(g, x, t.w, dy);
+  const ExactSums want(g, x, t.w, dy);
   INFO(c.name, per_channel ? ", per channel" : "");
   bool did = false;
   const std::vector<float> dx = run_guarded<float>(inputs(g), [&](float* out) { did = cpu::bf16_backward_data(isa, {.geometry = g, .dy = dy.data(), .w = t.w.data(), .dx = out, .w_grid = t.weight_grid()}); });

@@ -56,14 +56,6 @@ int64_t first_other(const Words& got, const Floats& want) {
   return -1;
 }
 
-// Between bands that nobody may touch.
-template <class T, class Fn>
-std::vector<T> filled(int64_t n, Fn&& fill) {
-  Guarded<T> out(n);
-  fill(out.data());
-  CHECK(out.intact());
-  return out.values();
-}
 template <class Fn>
 Words words_from(int64_t n, Fn&& fill) {
   return filled<uint16_t>(n, fill);
@@ -75,12 +67,6 @@ Floats floats_from(int64_t n, Fn&& fill) {
 
 Words awkward_words(int64_t n, uint64_t seed = 1) { return words_of(awkward_values(n, -3.0f, 3.0f, seed)); }
 Words random_words(int64_t n, uint64_t seed = 1) { return words_of(random_values(n, -3.0f, 3.0f, seed)); }
-
-Floats small_integers(int64_t n, uint64_t seed) {
-  Floats v = random_values(n, -8.0f, 8.0f, seed);
-  for (float& x : v) x = std::nearbyint(x);
-  return v;
-}
 
 // Beside the common ones: channels in eights, over every tile and with borders.
 constexpr ConvCase kEights[] = {
@@ -105,40 +91,28 @@ void for_each_convolution(Fn&& fn) {
   }
 }
 
-struct Sums {
-  Floats y, dx, dw;
-  Sums(const ConvGeometry& g, const Floats& x, const Floats& w, const Floats& dy) : y(dy.size()), dx(x.size()), dw(w.size()) {
-    for_each_product(g, [&](int64_t o, int64_t i, int64_t f) {  // integers below 2^24: exact in any order
-      y[static_cast<size_t>(o)] += x[static_cast<size_t>(i)] * w[static_cast<size_t>(f)];
-      dx[static_cast<size_t>(i)] += dy[static_cast<size_t>(o)] * w[static_cast<size_t>(f)];
-      dw[static_cast<size_t>(f)] += dy[static_cast<size_t>(o)] * x[static_cast<size_t>(i)];
-    });
-  }
-};
-
 void check_convolution(const ConvEngine& engine, const ConvCase& c) {
   const ConvGeometry g = geometry(c);
   const Floats x = small_integers(inputs(g), 1), w = small_integers(weights(g), 2), dy = small_integers(outputs(g), 3), bias = small_integers(g.k, 4);
   const Words x16 = words_of(x), dy16 = words_of(dy);
-  const Sums want(g, x, w, dy);
+  const ExactSums want(g, x, w, dy);
   CAPTURE(engine.name);
   CAPTURE(std::string(c.name));
   ConvInput in, in16;
   in.x = x.data();
   in16.x16 = x16.data();
   Conv2dArgs forward{g, in16, w.data(), {}};
-  const auto words = [&](int64_t n, auto&& call) { return words_from(n, call); };
-  CHECK(first_other(words(outputs(g), [&](uint16_t* out) { forward.epilogue.y16 = out, engine.conv2d(forward); }), want.y) == -1);
+  CHECK(first_other(words_from(outputs(g), [&](uint16_t* out) { forward.epilogue.y16 = out, engine.conv2d(forward); }), want.y) == -1);
   // To f32, and from it: a first layer has images.
   forward.epilogue.y16 = nullptr;
   CHECK(floats_from(outputs(g), [&](float* out) { forward.epilogue.y = out, engine.conv2d(forward); }) == want.y);
   forward.input = in, forward.epilogue.y = nullptr;
-  CHECK(first_other(words(outputs(g), [&](uint16_t* out) { forward.epilogue.y16 = out, engine.conv2d(forward); }), want.y) == -1);
+  CHECK(first_other(words_from(outputs(g), [&](uint16_t* out) { forward.epilogue.y16 = out, engine.conv2d(forward); }), want.y) == -1);
   // With a bias and a clamp, and the statistics of what was stored.
-  Floats clamped = want.y, mean, var;
+  Floats clamped = want.y;
   for (size_t i = 0; i < clamped.size(); ++i) clamped[i] = std::max(clamped[i] + bias[i % bias.size()], 0.0f);
   forward.input = in16, forward.epilogue.bias = bias.data(), forward.epilogue.clamp_min = 0.0f;
-  CHECK(first_other(words(outputs(g), [&](uint16_t* out) { forward.epilogue.y16 = out, engine.conv2d(forward); }), clamped) == -1);
+  CHECK(first_other(words_from(outputs(g), [&](uint16_t* out) { forward.epilogue.y16 = out, engine.conv2d(forward); }), clamped) == -1);
   const Floats moments = floats_from(2 * g.k, [&](float* out) {
     Words y(static_cast<size_t>(outputs(g)));
     Conv2dArgs a{g, in16, w.data(), {}};
@@ -153,8 +127,8 @@ void check_convolution(const ConvEngine& engine, const ConvCase& c) {
   const auto data = [&](bool from16, float* dx, uint16_t* dx16) {
     engine.backward_data({.geometry = g, .dy = from16 ? nullptr : dy.data(), .w = w.data(), .dx = dx, .dy16 = from16 ? dy16.data() : nullptr, .dx16 = dx16});
   };
-  CHECK(first_other(words(inputs(g), [&](uint16_t* out) { data(true, nullptr, out); }), want.dx) == -1);
-  CHECK(first_other(words(inputs(g), [&](uint16_t* out) { data(false, nullptr, out); }), want.dx) == -1);
+  CHECK(first_other(words_from(inputs(g), [&](uint16_t* out) { data(true, nullptr, out); }), want.dx) == -1);
+  CHECK(first_other(words_from(inputs(g), [&](uint16_t* out) { data(false, nullptr, out); }), want.dx) == -1);
   CHECK(floats_from(inputs(g), [&](float* out) { data(true, out, nullptr); }) == want.dx);
 
   Floats column_sums(static_cast<size_t>(g.k));
@@ -178,7 +152,7 @@ void check_coded_gradients(const ConvEngine& engine, const ConvCase& c, bool per
   for (uint8_t& q : t.x) q = static_cast<uint8_t>(t.input.zero_point + q / 16 - 8), x.push_back(dequantize(q, t.input));
   for (size_t i = 0; i < t.w.size(); ++i) t.w[i] = dequantize(t.q[i], t.grid(static_cast<int64_t>(i) / (weights(g) / g.k)));
   const Words dy16 = words_of(dy);
-  const Sums want(g, x, t.w, dy);
+  const ExactSums want(g, x, t.w, dy);
   CAPTURE(engine.name);
   CAPTURE(std::string(c.name));
   CAPTURE(per_channel);

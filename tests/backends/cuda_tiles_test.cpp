@@ -71,15 +71,6 @@ struct Want {
   }
 };
 
-template <class T, class Fn>
-std::vector<T> filled(int64_t n, Fn&& fill) {
-  test::Guarded<T> out(n);
-  fill(out.data());
-  finish_kernels();
-  CHECK(out.intact());
-  return out.values();
-}
-
 ConvInput dense(const std::vector<float>& x) {
   ConvInput in;
   in.x = x.data();
@@ -133,35 +124,20 @@ TEST_CASE("every tile of bf16 words, three directions: sums of small integers ar
       geometry(2, 9, 7, 16, 24, 3, 1, 1),   geometry(1, 13, 11, 72, 136, 1, 1, 0), geometry(2, 8, 9, 64, 72, 3, 2, 1),      geometry(1, 10, 9, 136, 40, 3, 1, 2, 2),
       geometry(1, 7, 8, 64, 96, 3, 1, 1, 1, 2), geometry(1, 6, 6, 200, 8, 3, 1, 1), geometry(3, 20, 19, 24, 16, 5, 1, 2), geometry(2, 6, 5, 8, 8, 7, 3, 3),
   };
-  constexpr auto word = [](float v) {
-    uint32_t bits;
-    std::memcpy(&bits, &v, 4);
-    return static_cast<uint16_t>(bits >> 16);
-  };
   for (const ConvGeometry& g : eights) {
-    Rng rng(5, static_cast<uint64_t>(g.c));
-    const auto integers = [&](int64_t n) {
-      std::vector<float> v;
-      for (int64_t i = 0; i < n; ++i) v.push_back(std::floor(rng.uniform(-8.0f, 8.0f)));
-      return v;
-    };
-    const std::vector<float> x = integers(inputs(g)), w = integers(weights(g)), dy = integers(outputs(g));
+    const std::vector<float> x = small_integers(inputs(g), 1), w = small_integers(weights(g), 2), dy = small_integers(outputs(g), 3);
     std::vector<uint16_t> x16, dy16;
-    for (const float v : x) x16.push_back(word(v));
-    for (const float v : dy) dy16.push_back(word(v));
-    std::vector<float> y(dy.size()), dx(x.size()), dw(w.size());
-    products(g, [&](int64_t o, int64_t i, int64_t f) {
-      const auto at = [](auto& v, int64_t j) -> auto& { return v[static_cast<size_t>(j)]; };
-      at(y, o) += at(x, i) * at(w, f), at(dx, i) += at(dy, o) * at(w, f), at(dw, f) += at(dy, o) * at(x, i);
-    });
+    for (const float v : x) x16.push_back(bfloat_bits(v));
+    for (const float v : dy) dy16.push_back(bfloat_bits(v));
+    const ExactSums want(g, x, w, dy);
     for (const TileShape shape : kShapes) {
       CAPTURE(text(g.n, "x", g.h, "x", g.w, "x", g.c, " to ", g.k, ", ", g.r, "x", g.s, " stride ", g.stride_h, " groups ", g.groups, ", tile ", static_cast<int>(shape)));
       const ConvOptions o{.precision = Precision::bf16, .force_tile = true, .tile = shape, .blas = false};
       Conv2dArgs forward{g, {}, w.data(), {}};
       forward.input.x16 = x16.data();
-      CHECK(filled<float>(outputs(g), [&](float* out) { forward.epilogue.y = out, DETENT_CUDA_NAMESPACE::conv2d(o, forward); }) == y);
-      CHECK(filled<float>(inputs(g), [&](float* out) { DETENT_CUDA_NAMESPACE::conv2d_backward_data(o, {.geometry = g, .w = w.data(), .dx = out, .dy16 = dy16.data()}); }) == dx);
-      CHECK(filled<float>(weights(g), [&](float* out) { DETENT_CUDA_NAMESPACE::conv2d_backward_filter(o, {.geometry = g, .input = forward.input, .dw = out, .dy16 = dy16.data()}); }) == dw);
+      CHECK(filled<float>(outputs(g), [&](float* out) { forward.epilogue.y = out, DETENT_CUDA_NAMESPACE::conv2d(o, forward); }) == want.y);
+      CHECK(filled<float>(inputs(g), [&](float* out) { DETENT_CUDA_NAMESPACE::conv2d_backward_data(o, {.geometry = g, .w = w.data(), .dx = out, .dy16 = dy16.data()}); }) == want.dx);
+      CHECK(filled<float>(weights(g), [&](float* out) { DETENT_CUDA_NAMESPACE::conv2d_backward_filter(o, {.geometry = g, .input = forward.input, .dw = out, .dy16 = dy16.data()}); }) == want.dw);
     }
   }
 }

@@ -51,6 +51,22 @@ struct IntegerCase {
   }
 };
 
+/// The sums of a convolution's three directions, in double: of integers they are exact.
+struct ExactSums {
+  std::vector<float> y, dx, dw;
+  ExactSums(const ConvGeometry& g, const std::vector<float>& x, const std::vector<float>& w, const std::vector<float>& dy) {
+    std::vector<double> sy(static_cast<size_t>(outputs(g))), sx(x.size()), sw(w.size());
+    for_each_product(g, [&](int64_t o, int64_t i, int64_t f) {
+      const size_t at_o = static_cast<size_t>(o), at_i = static_cast<size_t>(i), at_f = static_cast<size_t>(f);
+      sy[at_o] += static_cast<double>(x[at_i]) * static_cast<double>(w[at_f]);
+      sx[at_i] += static_cast<double>(dy[at_o]) * static_cast<double>(w[at_f]);
+      sw[at_f] += static_cast<double>(dy[at_o]) * static_cast<double>(x[at_i]);
+    });
+    const auto floats = [](const std::vector<double>& v) { return std::vector<float>(v.begin(), v.end()); };
+    y = floats(sy), dx = floats(sx), dw = floats(sw);
+  }
+};
+
 struct QuantizeSetting {
   float lo, hi;
   Grid grid;

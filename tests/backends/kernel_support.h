@@ -16,7 +16,7 @@ namespace detent::test {
 
 /// The table under test; each program that links the cases has its own.
 const Kernels& kernels();
-/// Waits for kernels that were launched in another way than through the table. Where there is a CUDA table only.
+/// Waits for kernels that were launched in another way than through the table.
 void finish_kernels();
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -31,7 +31,14 @@ inline std::vector<float> random_values(int64_t n, float lo = -3.0f, float hi = 
   return v;
 }
 
-/// The same with NaN, infinities, denormals, huge values and -0 strewn in.
+/// Integers within +-8, whose products any precision has exactly.
+inline std::vector<float> small_integers(int64_t n, uint64_t seed) {
+  std::vector<float> v = random_values(n, -8.0f, 8.0f, seed);
+  for (float& x : v) x = std::nearbyint(x);
+  return v;
+}
+
+/// Random values with NaN, infinities, denormals, huge values and -0 strewn in.
 inline std::vector<float> awkward_values(int64_t n, float lo = -3.0f, float hi = 3.0f, uint64_t seed = 1) {
   std::vector<float> v = random_values(n, lo, hi, seed);
   const float odd[] = {kNan, kInf, -kInf, 1e-42f, -1e-42f, -0.0f, 0.0f, 3e38f, -3e38f, 1e-38f};
@@ -63,6 +70,16 @@ class Guarded {
   size_t n_;
   std::vector<unsigned char> all_;
 };
+
+/// What fill(buffer) leaves between the bands.
+template <class T, class Fn>
+std::vector<T> filled(int64_t n, Fn&& fill) {
+  Guarded<T> out(n);
+  fill(out.data());
+  finish_kernels();
+  CHECK(out.intact());
+  return out.values();
+}
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
