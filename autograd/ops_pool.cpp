@@ -171,7 +171,7 @@ Var global_average_pool_quantized(const Var& x, const GridTarget& target) {
   if (to_grid.learned()) inputs.insert(inputs.end(), {target.min, target.max});
   return Tape::record(kOp, inputs, to_grid.result(), [to_grid, from = x.shape()](const Tensor& dy, GradSink& sink) {
     const Tensor d = to_grid.backward(dy, sink, 1);
-    if (sink.needs(0)) sink.add(0, global_average_backward(from, d));
+    if (sink.needs(0)) sink.add(0, global_average_backward(from, as_type(d, DType::f32)));
   });
 }
 

@@ -117,7 +117,6 @@ int run(const Options& o) {
   if (o.threads) set_num_threads(o.threads);
   const Device device = device_named(o.device);
   if (!o.precision.empty()) backend(device).set_precision(precision_named(o.precision));
-  DETENT_CHECK(o.precision != "bf16" || backend(device).precision() == Precision::bf16, "--precision bf16: this device (", backend(device).description(), ") has no bf16 products");
   nn::Graph net = nn::models::resnet50({.classes = 1000, .image_size = o.image_size});
   nn::initialize(net, {.seed = 0});
   DETENT_CHECK(o.products == "integers" || o.products == "floats", "--products ", o.products, ": give integers or floats");

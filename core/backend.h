@@ -401,7 +401,7 @@ struct AdamArgs {
 };
 
 /// How convolutions and matrix products of floats multiply; sums are f32 in any case, and integers (codes, WeightGrid) are never rounded. tf32 and bf16 round both
-/// factors to 11 and 8 bits; a backend without them computes in f32.
+/// factors to 11 and 8 bits; a backend without such products computes in f32. In bf16 values between layers are kept so too (Backend::keeps_bf16).
 enum class Precision : uint8_t { f32, tf32, bf16 };
 
 /// "f32", "tf32" or "bf16"; throws Error for another name.
@@ -467,10 +467,10 @@ class Backend {
  public:
   virtual ~Backend() = default;
   /// How float products are computed by the kernels launched from now on. A GPU begins with tf32, the cpu with f32; a backend that does not know a precision stays in
-  /// f32. The cpu knows bf16 where the processor multiplies it (AVX-512 BF16).
+  /// f32. In bf16 the cpu keeps values and gradients so; it multiplies floats as bf16 where the processor gains by it (AVX-512 BF16 of AMD), else in f32.
   virtual void set_precision(Precision) {}
   virtual Precision precision() const { return Precision::f32; }
-  /// Whether training keeps values and gradients in bf16 now: the kernels take them, and products are of bf16.
+  /// Whether training keeps values and gradients in bf16 now: the kernels take them, and that is the precision.
   bool keeps_bf16() const { return precision() == Precision::bf16 && kernels().keeps_bf16; }
   virtual CachingAllocator& allocator() = 0;
   /// Also makes the device the calling thread's current one: use the table at once, not after that of another device.

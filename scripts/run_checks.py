@@ -105,12 +105,16 @@ def run_suite(tally, build, label, env=None, multiplier=1, suite="fast"):
         tally.add(label, 0, 1, 0, 0, f"no tests ran in {build}")
 
 
-def smaller_processors(tally):
-    """The kernels and networks on the instruction sets that this processor is not the only one to have."""
-    for isa, program in (("scalar", "kernels"), ("avx2", "kernels"), ("avx2", "nn")):
+def other_processors(tally):
+    """The kernels and networks on the instruction sets that this processor is not the only one to have, and on products of bf16 where it has them but would not use them."""
+    runs = [("scalar", "test_kernels", "*"), ("avx2", "test_kernels", "*"), ("avx2", "test_nn", "*"), ("avx2", "device/test_device", "*bf16*")]
+    if "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+        runs += [("avx512_bf16", program, "*bf16*") for program in ("test_kernels", "test_nn", "device/test_device")]
+    host = {"DETENT_CUDA_MODULE": str(BUILD / "tests/device/libdetent_cuda_host.so")}
+    for isa, program, cases in runs:
         start = time.monotonic()
-        code, output = run(BUILD / "tests" / f"test_{program}", env={"DETENT_ISA": isa})
-        tally.test_program(f"{isa} {program}", output, code, time.monotonic() - start)
+        code, output = run(BUILD / "tests" / program, f"--test-case={cases}", env={"DETENT_ISA": isa, **(host if "device" in program else {})})
+        tally.test_program(f"{isa} {program.split('test_')[-1]}", output, code, time.monotonic() - start, count_unselected=False)
 
 
 def cuda_module():
@@ -273,7 +277,7 @@ def main():
         return tally.close()
     run_suite(tally, BUILD, "test")
     if options.sanitizers and platform.machine() == "x86_64":
-        smaller_processors(tally)
+        other_processors(tally)
     tally.command("layers", lambda: succeeds("scripts/check_layers"))
     tally.command("cuda module", cuda_module)
     if options.ptx and (BUILD / "libdetent_cuda.so").exists():

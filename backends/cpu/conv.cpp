@@ -14,6 +14,11 @@ namespace {
 
 bool depthwise(const ConvGeometry& g) { return g.groups == g.c && g.groups == g.k && g.groups > 1; }
 
+void statistics(const Conv2dArgs& a) {
+  const ConvGeometry& g = a.geometry;
+  batch_norm_stats({g.n * g.oh * g.ow, g.k, a.epilogue.y, a.mean, a.var, a.epilogue.y16});
+}
+
 }  // namespace
 
 const ConvIsa* conv_isa() {
@@ -39,16 +44,17 @@ void conv2d(const ConvIsa& isa, const Conv2dArgs& a, const JoinedInput& joined) 
   if (!codes_in_float(a.epilogue)) return scalar::conv2d(a);
   if (depthwise(g)) {
     depthwise_forward(isa, a);
-    if (a.mean) batch_norm_stats({g.n * g.oh * g.ow, g.k, a.epilogue.y, a.mean, a.var});
+    if (a.mean) statistics(a);
     return;
   }
   GatherConv c;
-  c.gather = forward_gather(g, a.input.x != nullptr);  // staged rows are an image's
-  c.input = a.input;
-  c.joined = joined;
+  c.reads(a.input, joined);
+  c.gather = forward_gather(g, c.input.x != nullptr);  // staged rows are an image's
   c.epilogue = a.epilogue;
-  c.mean = a.mean;
-  c.var = a.var;
+  // A tile leaves the bias out, which is added before the result is rounded to bf16.
+  const bool later = a.mean && a.epilogue.y16 && a.epilogue.bias;
+  c.mean = later ? nullptr : a.mean;
+  c.var = later ? nullptr : a.var;
   c.groups = g.groups;
   c.depth = g.c / g.groups;
   c.channels = g.k / g.groups;
@@ -62,6 +68,7 @@ void conv2d(const ConvIsa& isa, const Conv2dArgs& a, const JoinedInput& joined) 
     c.right = std::max<int64_t>(0, (g.ow - 1) * g.stride_w + g.s - g.pad_left - g.w);
   }
   run_gather(isa, c);
+  if (later) statistics(a);
 }
 
 void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, const JoinedInput& joined) {
@@ -72,12 +79,12 @@ void conv2d_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, c
   const int64_t cg = g.c / g.groups, kg = g.k / g.groups, row = g.s * cg;
   for (int64_t ph = 0; ph < std::min(g.stride_h, g.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(g.stride_w, g.w); ++pw) {
-      const Phase phase = backward_phase(g, ph, pw, !joined.isa);
       GatherConv c;
+      c.reads(values_input(a.dy, a.dy16), joined);
+      const Phase phase = backward_phase(g, ph, pw, c.input.x != nullptr);
       c.gather = phase.gather;
-      c.input.x = joined.isa ? nullptr : a.dy;
-      c.joined = joined;
       c.epilogue.y = a.dx;
+      c.epilogue.y16 = a.dx16;
       c.groups = g.groups;
       c.depth = kg;
       c.channels = cg;
@@ -110,16 +117,16 @@ double fma_burst(Isa isa, int64_t rounds) {
 
 void conv2d(const Conv2dArgs& a) {
   if (integer_forward(integer_engine(), a)) return;
-  if (precision() == Precision::bf16 && bf16_forward(*bf16_isa(), a)) return;
+  if (const Bf16Isa* isa = bf16_products(); isa && bf16_forward(*isa, a)) return;
   conv_isa() ? conv2d(*conv_isa(), a) : scalar::conv2d(a);
 }
 void conv2d_backward_data(const Conv2dBackwardDataArgs& a) {
-  if (precision() == Precision::bf16 && bf16_backward_data(*bf16_isa(), a)) return;
+  if (const Bf16Isa* isa = bf16_products(); isa && bf16_backward_data(*isa, a)) return;
   conv_isa() ? conv2d_backward_data(*conv_isa(), a) : scalar::conv2d_backward_data(a);
 }
 
 void conv2d_backward_filter(const Conv2dBackwardFilterArgs& a) {
-  if (precision() == Precision::bf16 && bf16_backward_filter(*bf16_isa(), a)) return;
+  if (const Bf16Isa* isa = bf16_products(); isa && bf16_backward_filter(*isa, a)) return;
   conv_isa() ? conv2d_backward_filter(*conv_isa(), a) : scalar::conv2d_backward_filter(a);
 }
 

@@ -69,6 +69,28 @@ struct Vec {
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(bytes))), _mm256_set1_epi32(minus)));
   }
 
+  // round_to_bfloat of core/math/half.h: the upper halves are the result.
+  DETENT_VEC __m256i bfloat(F v) {
+    const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_blendv_epi8(rounded, _mm256_or_si256(bits, _mm256_set1_epi32(0x400000)), _mm256_castps_si256(is_nan(v)));
+  }
+  DETENT_VEC F round_bfloat(F v) { return _mm256_castsi256_ps(_mm256_and_si256(bfloat(v), _mm256_set1_epi32(static_cast<int>(0xffff0000u)))); }
+  // stream: past the cache, a whole vector.
+  DETENT_VEC void store_bfloat(uint16_t* p, F v, int count, bool stream) {
+    const __m256i upper = _mm256_srli_epi32(bfloat(v), 16);
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+    if (stream) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(p), words);
+    } else if (count == 8) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
+    } else {
+      uint16_t b[8];
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(b), words);
+      for (int i = 0; i < count; ++i) p[i] = b[i];
+    }
+  }
+
   // Writes N (at most 8 here) floats, or a few more.
   template <int N>
   DETENT_VEC void copy_some(float* dst, const float* src) {

@@ -29,6 +29,23 @@
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(count), p)), _mm512_set1_epi32(minus)));
   }
 
+  // round_to_bfloat of core/math/half.h: the upper halves are the result.
+  DETENT_VEC __m512i bfloat(F v) {
+    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    return _mm512_mask_or_epi32(rounded, is_nan(v), bits, _mm512_set1_epi32(0x400000));
+  }
+  DETENT_VEC F round_bfloat(F v) { return _mm512_castsi512_ps(_mm512_and_si512(bfloat(v), _mm512_set1_epi32(static_cast<int>(0xffff0000u)))); }
+  // stream: past the cache, a whole vector.
+  DETENT_VEC void store_bfloat(uint16_t* p, F v, int count, bool stream) {
+    const __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(bfloat(v), 16));
+    if (stream) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(p), words);
+    } else {
+      _mm256_mask_storeu_epi16(p, first(count), words);
+    }
+  }
+
   // Writes N floats, or a few more.
   template <int N>
   DETENT_VEC void copy_some(float* dst, const float* src) {

@@ -43,6 +43,29 @@ void join_columns(const float* x, const float* scale, int64_t rows, int64_t c, f
   }
 }
 
+void scale_columns(const uint16_t* x, const float* scale, int64_t rows, int64_t c, float* words) {
+  for (int64_t row = 0; row < rows; ++row, x += c, words += c / 2) {
+    for (int64_t j = 0; j < c; j += 16) {
+      const __mmask16 m = lanes(c - j);
+      const __m512 v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x + j)), 16));
+      _mm256_mask_storeu_epi16(words + j / 2, m, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, scale + j))));
+    }
+  }
+}
+
+DETENT_INLINE void join_two16(const uint16_t* a, const uint16_t* b, int64_t n, float* words) {
+  for (int64_t j = 0; j < n; j += 16) {
+    const __mmask16 m = lanes(n - j);
+    store_words(words + j, _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, a + j)), _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, b + j)), m);
+  }
+}
+
+void join_rows16(const uint16_t* a, const uint16_t* b, int64_t n, float* words) { join_two16(a, b, n, words); }
+
+void join_pairs16(const uint16_t* x, int64_t stride, int64_t pairs, int64_t n, float* words) {
+  for (int64_t j = 0; j < pairs; ++j, x += 2 * stride, words += n) join_two16(x, x + stride, n, words);
+}
+
 DETENT_INLINE void join_two(const float* a, const float* b, int64_t n, float* words) {
   for (int64_t j = 0; j < n; j += 16) {
     const __mmask16 m = lanes(n - j);
@@ -82,7 +105,7 @@ void join_code_pairs(const uint8_t* x, int64_t stride, int32_t zero_point, int64
   for (int64_t j = 0; j < pairs; ++j, x += 2 * stride, words += n) join_two_codes(x, x + stride, zero_point, n, words);
 }
 
-constexpr Bf16Isa kBf16 = {&kTable, join_columns, join_rows, join_pairs, join_weights, join_codes, join_code_pairs};
+constexpr Bf16Isa kBf16 = {&kTable, join_columns, scale_columns, join_rows, join_pairs, join_rows16, join_pairs16, join_weights, join_codes, join_code_pairs};
 
 }  // namespace
 }  // namespace avx512_bf16

@@ -30,23 +30,23 @@ void for_rows(int64_t rows, int64_t columns, Fn&& fn) {
 
 }  // namespace
 
-void set_precision(Precision p) { chosen.store(p == Precision::bf16 && bf16_isa() ? p : Precision::f32, std::memory_order_relaxed); }
+void set_precision(Precision p) { chosen.store(p == Precision::bf16 ? p : Precision::f32, std::memory_order_relaxed); }
 Precision precision() { return chosen.load(std::memory_order_relaxed); }
 
 const Bf16Isa* bf16_isa() { return has_bf16() ? bf16_isa_avx512() : nullptr; }
+const Bf16Isa* bf16_products() { return precision() == Precision::bf16 && prefers_bf16() ? bf16_isa() : nullptr; }
 
 bool bf16_forward(const Bf16Isa& isa, const Conv2dArgs& a) {
   const ConvGeometry& g = a.geometry;
   const int64_t depth = g.c / g.groups;
-  if (!a.input.x || !codes_in_float(a.epilogue) || depthwise(g) || depth % 2 != 0 || depth < kLeastDepth || g.k / g.groups < kLeastDepth) return false;
+  if (a.input.codes || !codes_in_float(a.epilogue) || depthwise(g) || depth % 2 != 0 || depth < kLeastDepth || g.k / g.groups < kLeastDepth) return false;
   const int64_t taps = g.k * g.r * g.s;
   const Scratch<float> w(taps * depth / 2);
   for_rows(taps, depth, [&](int64_t begin, int64_t end) { isa.join_columns(a.w + begin * depth, nullptr, end - begin, depth, w.get() + begin * depth / 2); });
   Conv2dArgs words = a;
   words.geometry.c = g.c / 2;
-  words.input.x = nullptr;
   words.w = w.get();
-  conv2d(*isa.conv, words, {&isa, a.input.x, nullptr});
+  conv2d(*isa.conv, words, {&isa, a.input.x, nullptr, a.input.x16});
   return true;
 }
 
@@ -84,6 +84,7 @@ void turned_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a, c
   args.geometry = t;
   args.w = w.get();
   args.epilogue.y = a.dx;
+  args.epilogue.y16 = a.dx16;
   conv2d(*isa.conv, args, dy);
 }
 
@@ -96,7 +97,7 @@ bool bf16_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a) {
   const bool integers = on_integers(a);
   std::vector<float> scales;
   for (int64_t k = 0; integers && k < g.k; ++k) scales.push_back(scale_of(a, k));
-  const JoinedInput dy{&isa, a.dy, integers ? scales.data() : nullptr};
+  const JoinedInput dy{&isa, a.dy, integers ? scales.data() : nullptr, a.dy16};
   const bool turns = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1 && g.groups == 1 && g.s > 1 && g.k <= kJoinedChannels && g.pad_top < g.r && g.pad_left < g.s;
   if (turns || joins_phases(g)) {
     (turns ? turned_backward_data : joined_backward_data)(isa, a, dy);
@@ -115,7 +116,6 @@ bool bf16_backward_data(const Bf16Isa& isa, const Conv2dBackwardDataArgs& a) {
   });
   Conv2dBackwardDataArgs words = a;
   words.geometry.k = g.k / 2;
-  words.dy = nullptr;
   words.w = w.get();
   conv2d_backward_data(*isa.conv, words, dy);
   return true;

@@ -1,8 +1,10 @@
 // Depthwise convolutions: one filter per channel, vectors over channels, rows found through the same table of pointers as the dense ones.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "detent/backends/cpu/conv_driver.h"
+#include "detent/backends/cpu/dense.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu {
@@ -11,7 +13,7 @@ namespace {
 // Pixels of a chunk: what its rows hold stays in the second-level cache.
 int64_t chunk_pixels(int64_t channels) { return std::clamp<int64_t>(32768 / std::max<int64_t>(1, channels) / 4 * 4, 16, 512); }
 
-// Input of the staged kind (codes) for positions [p0, p1), else the dense rows.
+// Input of the staged kind (codes, bf16) for positions [p0, p1), else the dense rows.
 struct Stager {
   const ConvIsa& isa;
   const Gather& g;
@@ -84,10 +86,10 @@ void depthwise_backward_data(const ConvIsa& isa, const Conv2dBackwardDataArgs& a
   const ConvGeometry& g = a.geometry;
   Epilogue epilogue;
   epilogue.y = a.dx;
-  ConvInput input;
-  input.x = a.dy;
+  epilogue.y16 = a.dx16;
+  const ConvInput input = values_input(a.dy, a.dy16);
   for (int64_t ph = 0; ph < std::min(g.stride_h, g.h); ++ph) {
-    for (int64_t pw = 0; pw < std::min(g.stride_w, g.w); ++pw) run(isa, backward_phase(g, ph, pw), input, a.w, g, epilogue);
+    for (int64_t pw = 0; pw < std::min(g.stride_w, g.w); ++pw) run(isa, backward_phase(g, ph, pw, a.dy != nullptr), input, a.w, g, epilogue);
   }
 }
 
@@ -107,11 +109,14 @@ void depthwise_backward_filter(const ConvIsa& isa, const Conv2dBackwardFilterArg
     float* dw = partial.get() + slice * (taps + 1) * channels;
     float* bias = dw + taps * channels;
     std::fill_n(bias, channels, 0.0f);
+    std::vector<float> room(static_cast<size_t>(a.dy16 ? chunk * channels : 0));
     for (int64_t i = slice * per_slice; i < std::min(chunks, (slice + 1) * per_slice); ++i) {
       const int64_t p0 = i * chunk, p1 = std::min(pixels, p0 + chunk);
       fill_rows(g, stager.view(p0, p1, reinterpret_cast<float*>(lease.get() + stage_at)), p0, p1, zero.get(), rows, row_stride, nullptr);
-      isa.depthwise_filter({rows, row_stride, taps, p1 - p0, a.dy + p0 * channels, channels, dw, i == slice * per_slice});
-      if (a.dbias) isa.column_sum(a.dy + p0 * channels, p1 - p0, channels, channels, bias);
+      if (a.dy16) dense_kernels().widen(a.dy16 + p0 * channels, room.data(), (p1 - p0) * channels);
+      const float* const dy = a.dy16 ? room.data() : a.dy + p0 * channels;
+      isa.depthwise_filter({rows, row_stride, taps, p1 - p0, dy, channels, dw, i == slice * per_slice});
+      if (a.dbias) isa.column_sum(dy, p1 - p0, channels, channels, bias);
     }
   });
   for (int64_t c = 0; c < channels; ++c) {

@@ -68,7 +68,7 @@ struct InputViewOf {
 using InputView = InputViewOf<float>;
 
 /// Table entries of positions [p0, p1): rows[t * row_stride + p - p0]; kTilePad more are set to `zero`. out[p - p0] (unless null) is the output position.
-/// T: float or uint8_t.
+/// T: float, uint8_t or uint16_t.
 template <class T>
 void fill_rows(const Gather& g, const InputViewOf<T>& x, int64_t p0, int64_t p1, const T* zero, const T** rows, int64_t row_stride, int64_t* out);
 
@@ -78,7 +78,7 @@ struct RowRange {
 };
 RowRange rows_needed(const Gather& g, int64_t p0, int64_t p1);
 
-/// Rows [range) of the input as f32 with zero borders, as the InputView says (base is not read).
+/// Rows [range) of the input, floats or other, as f32 with zero borders, as the InputView says (base is not read).
 void stage_rows(const ConvIsa& isa, const Gather& g, const ConvInput& input, RowRange range, const InputView& view, float* dst);
 
 /// How n vectors are cut into panels of nearly equal width.
@@ -97,14 +97,23 @@ struct WeightView {
 
 struct Bf16Isa;
 
-/// Floats that are read as words of bf16 pairs (conv_bf16.h): [rows][2 * in_c], each times the scale of its column (or null).
+/// Of f32, or of bf16 where x is null.
+inline ConvInput values_input(const float* x, const uint16_t* x16) {
+  ConvInput in;
+  in.x = x;
+  in.x16 = x16;
+  return in;
+}
+
+/// Values that are read as words of bf16 pairs (conv_bf16.h): [rows][2 * in_c], each times the scale of its column (or null); x, or x16, which are words already.
 struct JoinedInput {
   const Bf16Isa* isa = nullptr;
   const float* x = nullptr;
   const float* scale = nullptr;
+  const uint16_t* x16 = nullptr;
 };
 
-/// y = epilogue(sum over taps and depth of x * w): the common core of forward, backward-data and gemm. With `codes` (x null), joined floats or borders the rows are staged.
+/// y = epilogue(sum over taps and depth of x * w): the common core of forward, backward-data and gemm. Without input.x, and with borders, the rows are staged.
 struct GatherConv {
   Gather gather;
   ConvInput input;
@@ -115,6 +124,9 @@ struct GatherConv {
   Epilogue epilogue;
   float* mean = nullptr;                        // of Conv2dArgs
   float* var = nullptr;
+
+  /// What is multiplied: `in`, or `words` where they have an isa.
+  void reads(const ConvInput& in, const JoinedInput& words);
 };
 void run_gather(const ConvIsa& isa, const GatherConv& c);
 

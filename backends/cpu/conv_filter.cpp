@@ -7,6 +7,7 @@
 #include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/conv_driver.h"
 #include "detent/backends/cpu/conv_pairs.h"
+#include "detent/backends/cpu/dense.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu {
@@ -32,6 +33,7 @@ struct Problem {
   int64_t groups, depth, kg, taps;  // depth: values of x per tap
   int64_t k, outputs;
   bool staged, whole;
+  bool widens_dy;        // dy is bf16, and not made pairs of
   const Bf16Isa* pairs;  // null: floats
   bool in_rows;          // pairs lie in one row: they are joined for all taps
   ConvInput input;
@@ -44,6 +46,7 @@ Problem make_problem(const Conv2dBackwardFilterArgs& a, const Bf16Isa* pairs) {
   const ConvGeometry& g = a.geometry;
   Problem p{};
   p.pairs = pairs;
+  p.widens_dy = !pairs && a.dy16;
   p.gather = forward_gather(g, pairs || a.input.x != nullptr);
   p.groups = g.groups;
   p.depth = g.c / g.groups;
@@ -119,15 +122,14 @@ struct TaskMemory {
     stage = dy + ((cut.block + 1) * cut.range + cut.range * kPackSlack + 64) * 4;
     stage = (stage + 63) / 64 * 64;
     words = (stage + stage_floats * 4 + 127) / 64 * 64;
-    bytes = words + (p.pairs ? (cut.block + 1) / 2 * cut.range * 4 : 0);
+    bytes = words + (p.pairs ? (cut.block + 1) / 2 : p.widens_dy ? cut.block : 0) * cut.range * 4;
   }
 };
 
 // Hands out the lines of the next block of dy, so that they are in cache by the time they are packed.
 class Ahead {
  public:
-  Ahead(const float* next, int64_t pixels, int64_t columns, int64_t stride, const float* idle)
-      : at_(reinterpret_cast<const char*>(next)), left_(columns == stride && pixels > 0 ? pixels * columns * 4 : 0), idle_(reinterpret_cast<const char*>(idle)) {}
+  Ahead(const char* next, int64_t bytes, const float* idle) : at_(next), left_(bytes), idle_(reinterpret_cast<const char*>(idle)) {}
   const char* take(int64_t lines) {
     if (left_ < lines * 64) return idle_;
     const char* p = at_;
@@ -160,6 +162,7 @@ struct Run {
     const float** rows;
     const float** copy_rows;
     const uint8_t** code_rows;  // instead of rows: of pairs of codes
+    const uint16_t** bf16_rows;  // ... or of values in bf16
     float *copy, *words, *dy, *out;
     PairRows joined;            // of pairs in rows
   };
@@ -179,7 +182,9 @@ struct Run {
     t.copy = reinterpret_cast<float*>(lease.get() + memory.copy);
     t.dy = reinterpret_cast<float*>(lease.get() + memory.dy);
     t.words = reinterpret_cast<float*>(lease.get() + memory.words);
-    t.code_rows = p.pairs && !p.staged && !a.input.x ? reinterpret_cast<const uint8_t**>(t.rows) : nullptr;
+    const bool lie = p.pairs && !p.staged;
+    t.code_rows = lie && a.input.codes ? reinterpret_cast<const uint8_t**>(t.rows) : nullptr;
+    t.bf16_rows = lie && a.input.x16 ? reinterpret_cast<const uint16_t**>(t.rows) : nullptr;
     const int64_t c0 = cut.columns.start(t.first_window / p.taps) * isa.vector;
     t.joined = {reinterpret_cast<float*>(lease.get() + memory.stage), 0, t.group * p.depth + c0, std::min(p.depth, cut.columns.start((t.last_window - 1) / p.taps + 1) * isa.vector) - c0};
     t.out = dw + t.slice * p.outputs;
@@ -189,9 +194,24 @@ struct Run {
     for (int64_t p0 = first; p0 < last; p0 += cut.block) {
       const int64_t p1 = std::min(last, p0 + cut.block);
       find_rows(t, p0, p1, lease);
-      if (bias) isa.column_sum(a.dy + p0 * p.k + t.k0, p1 - p0, t.kn, p.k, bias);
-      Ahead ahead(a.dy + p1 * p.k + t.k0, std::min(cut.block, last - p1), t.kn, p.k, t.dy);
+      if (bias) add_bias(t, p0, p1, bias);
+      const int64_t next = t.kn == p.k ? std::min(cut.block, last - p1) * t.kn : 0;
+      Ahead ahead(dy_at(t, p1), next * (a.dy16 ? 2 : 4), t.dy);
       block(t, p0, p1, p0 == first, ahead);
+    }
+  }
+
+  const char* dy_at(const Work& t, int64_t pixel) const {
+    const int64_t at = pixel * p.k + t.k0;
+    return a.dy16 ? reinterpret_cast<const char*>(a.dy16 + at) : reinterpret_cast<const char*>(a.dy + at);
+  }
+
+  void add_bias(const Work& t, int64_t p0, int64_t p1, float* bias) const {
+    if (!a.dy16) return isa.column_sum(a.dy + p0 * p.k + t.k0, p1 - p0, t.kn, p.k, bias);
+    // t.words is not in use yet.
+    for (int64_t i = p0; i < p1; ++i) {
+      dense_kernels().widen(a.dy16 + i * p.k + t.k0, t.words, t.kn);
+      isa.column_sum(t.words, 1, t.kn, t.kn, bias);
     }
   }
 
@@ -205,6 +225,9 @@ struct Run {
       return fill_pair_rows(p.gather, t.joined, p0, p1, zero, t.rows, cut.block + kTilePad);
     }
     if (t.code_rows) return fill_rows(p.gather, InputViewOf<uint8_t>{a.input.codes, 0, view.pitch, 0, 0}, p0, p1, zero_codes, t.code_rows, cut.block + kTilePad, nullptr);
+    if (t.bf16_rows) {
+      return fill_rows(p.gather, InputViewOf<uint16_t>{a.input.x16, 0, view.pitch, 0, 0}, p0, p1, reinterpret_cast<const uint16_t*>(zero), t.bf16_rows, cut.block + kTilePad, nullptr);
+    }
     if (p.staged && !p.whole) {
       const RowRange needed = rows_needed(p.gather, p0, p1);
       stage_rows(isa, p.gather, p.input, needed, view, staged);
@@ -214,10 +237,30 @@ struct Run {
     fill_rows(p.gather, v, p0, p1, zero, t.rows, cut.block + kTilePad, nullptr);
   }
 
+  // Rows of dy as they are packed: where they lie, or in w.words.
+  struct Rows {
+    const float* dy;
+    int64_t stride;
+  };
+  Rows find_dy(const Work& w, int64_t p0, int64_t pixels) const {
+    const int64_t at = p0 * p.k + w.k0;
+    if (p.pairs) return {join_dy(w, at, pixels), w.kn};
+    if (!p.widens_dy) return {a.dy + at, p.k};
+    for (int64_t i = 0; i < pixels; ++i) dense_kernels().widen(a.dy16 + at + i * p.k, w.words + i * w.kn, w.kn);
+    return {w.words, w.kn};
+  }
+
   // The last pixel of an odd number has none beside it.
-  const float* join_dy(const Work& w, const float* dy, int64_t pixels) const {
-    p.pairs->join_pairs(dy, p.k, pixels / 2, w.kn, w.words);
-    if (pixels % 2 != 0) p.pairs->join_rows(dy + (pixels - 1) * p.k, zero, w.kn, w.words + pixels / 2 * w.kn);
+  const float* join_dy(const Work& w, int64_t at, int64_t pixels) const {
+    const int64_t last = at + (pixels - 1) * p.k;
+    float* const odd = pixels % 2 != 0 ? w.words + pixels / 2 * w.kn : nullptr;
+    if (a.dy16) {
+      p.pairs->join_pairs16(a.dy16 + at, p.k, pixels / 2, w.kn, w.words);
+      if (odd) p.pairs->join_rows16(a.dy16 + last, reinterpret_cast<const uint16_t*>(zero), w.kn, odd);
+    } else {
+      p.pairs->join_pairs(a.dy + at, p.k, pixels / 2, w.kn, w.words);
+      if (odd) p.pairs->join_rows(a.dy + last, zero, w.kn, odd);
+    }
     return w.words;
   }
 
@@ -225,7 +268,9 @@ struct Run {
   void join_x(const Work& w, int64_t tap, int64_t offset, int64_t steps, int64_t channels, int64_t width) const {
     const int64_t first = tap * (cut.block + kTilePad);
     for (int64_t i = 0; i < steps; ++i) {
-      if (w.code_rows) {
+      if (w.bf16_rows) {
+        p.pairs->join_rows16(w.bf16_rows[first + 2 * i] + offset, w.bf16_rows[first + 2 * i + 1] + offset, channels, w.copy + i * width);
+      } else if (w.code_rows) {
         p.pairs->join_codes(w.code_rows[first + 2 * i] + offset, w.code_rows[first + 2 * i + 1] + offset, a.input.grid.zero_point, channels, w.copy + i * width);
       } else {
         p.pairs->join_rows(w.rows[first + 2 * i] + offset, w.rows[first + 2 * i + 1] + offset, channels, w.copy + i * width);
@@ -242,8 +287,8 @@ struct Run {
       const Panels ks(w.kn, most);
       if (packed_for != most) {
         packed_for = most;
-        const float* const dy = a.dy + p0 * p.k + w.k0;
-        isa.pack_panels(p.pairs ? join_dy(w, dy, p1 - p0) : dy, p.pairs ? w.kn : p.k, steps, ks.extra, ks.count - ks.extra, static_cast<int>(ks.base), w.dy);
+        const Rows rows = find_dy(w, p0, p1 - p0);
+        isa.pack_panels(rows.dy, rows.stride, steps, ks.extra, ks.count - ks.extra, static_cast<int>(ks.base), w.dy);
       }
       const int64_t c0 = cut.columns.start(j) * isa.vector;
       FilterTileArgs t{};
@@ -317,7 +362,7 @@ void run_filter(const ConvIsa& isa, const Conv2dBackwardFilterArgs& a, const Bf1
   const bool split = cut.slices > 1;
   Scratch<float> zero(zeros), copy(p.whole ? all_rows * p.view.pitch + 64 : 0), partial(split ? cut.slices * p.outputs : 0), bias(split && a.dbias ? cut.slices * p.k : 0);
   std::fill_n(zero.get(), zeros, 0.0f);
-  const bool codes = pairs && !a.input.x;
+  const bool codes = pairs && a.input.codes;
   Scratch<uint8_t> zero_codes(codes ? zeros : 0);
   if (codes) std::fill_n(zero_codes.get(), zeros, static_cast<uint8_t>(a.input.grid.zero_point));
   InputView view = p.view;

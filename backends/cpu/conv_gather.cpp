@@ -88,7 +88,8 @@ void stage_joined(const JoinedInput& in, const Gather& g, RowRange range, const 
   const int64_t floats = 2 * g.in_w * g.in_c;
   for (int64_t row = range.first; row < range.last; ++row, dst += view.pitch) {
     std::fill_n(dst, view.left * g.in_c, 0.0f);
-    in.isa->join_columns(in.x + row * floats, in.scale, g.in_w, 2 * g.in_c, dst + view.left * g.in_c);
+    float* const words = dst + view.left * g.in_c;
+    in.x16 ? in.isa->scale_columns(in.x16 + row * floats, in.scale, g.in_w, 2 * g.in_c, words) : in.isa->join_columns(in.x + row * floats, in.scale, g.in_w, 2 * g.in_c, words);
     std::fill_n(dst + (view.left + g.in_w) * g.in_c, view.right * g.in_c, 0.0f);
   }
 }
@@ -170,6 +171,13 @@ void join_moments(const GatherConv& c, const Cut& cut, const float* moments) {
 
 }  // namespace
 
+void GatherConv::reads(const ConvInput& in, const JoinedInput& words) {
+  const bool as_they_lie = words.x16 && !words.scale;
+  input = words.isa ? ConvInput{} : in;
+  if (words.isa && as_they_lie) input.x = reinterpret_cast<const float*>(words.x16);
+  joined = words.isa && !as_they_lie ? words : JoinedInput{};
+}
+
 TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, int vector) {
   TileEpilogue t;
   t.multiply = e.scale;
@@ -185,12 +193,14 @@ TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, 
   t.lo = static_cast<float>(e.grid.qmin);
   t.hi = static_cast<float>(e.grid.qmax);
   t.y = e.y;
+  t.y16 = e.y16;
   t.codes = e.quantize ? e.codes : nullptr;
   t.residual = e.quantize ? e.residual : nullptr;
   t.mask_on_value = e.mask_on_value;
   t.channels = channels;
   // Past the caches: whole lines are written around them.
-  t.stream = !e.quantize && e.y && channels % 16 == 0 && channels % vector == 0 && reinterpret_cast<uintptr_t>(e.y) % 64 == 0 && pixels * channels >= kStreamFloats;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(e.y) + reinterpret_cast<uintptr_t>(e.y16);  // one is null
+  t.stream = !e.quantize && at != 0 && channels % 16 == 0 && channels % vector == 0 && at % 64 == 0 && pixels * channels >= (e.y16 ? 2 : 1) * kStreamFloats;
   return t;
 }
 

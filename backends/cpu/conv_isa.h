@@ -18,11 +18,12 @@ struct TileEpilogue {
   bool quantize = false;
   float scale = 1.0f, zero_point = 0.0f, lo = 0.0f, hi = 0.0f;
   float* y = nullptr;
+  uint16_t* y16 = nullptr;  // instead of y, without quantization
   uint8_t* codes = nullptr;
   int8_t* residual = nullptr;
   bool mask_on_value = false;
   int64_t channels = 0;  // of the whole output: distance between pixels
-  bool stream = false;   // y is 64-byte aligned, whole vectors, and too large to stay in cache
+  bool stream = false;   // y or y16 is 64-byte aligned, whole vectors, and too large to stay in cache
 };
 
 /// One panel times a run of pixels: sum over taps t and i < depth of rows[t][p][x_offset + i] * w[t][i][nv * vector].
@@ -37,7 +38,7 @@ struct TileArgs {
   int64_t k0, channels;      // first output channel, and how many of the panel are real
   const TileEpilogue* epilogue;
   float* mean;               // mean and sum of squared deviations of each channel over the pixels of this run, or null: with an epilogue of no more than a bias,
-  float* m2;                 // which they leave out; pointers are to the panel's first channel
+  float* m2;                 // which they leave out (y16: of none); pointers are to the panel's first channel
 };
 
 /// dw[m][0..channels) (+)= sum over p of dy[p][m] * rows[p][x_offset..]; m is the tile's number of rows.

@@ -2,9 +2,11 @@
 // All phases are computed at once, as stride_h * stride_w * c channels of one gather with step 1, and then shuffled into the image.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "detent/backends/cpu/conv_bf16.h"
 #include "detent/backends/cpu/conv_driver.h"
+#include "detent/backends/cpu/dense.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu {
@@ -60,8 +62,7 @@ void backward_data_joined(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, c
   Scratch<float> weights(taps * g.k * lanes), words(joined.isa ? taps * depth * lanes : 0), blocks(c.gather.pixels() * lanes);
   join_weights(g, rows, cols, a.w, weights.get());
   if (joined.isa) joined.isa->join_pairs(weights.get(), lanes, taps * depth, lanes, words.get());
-  c.input.x = joined.isa ? nullptr : a.dy;
-  c.joined = joined;
+  c.reads(values_input(a.dy, a.dy16), joined);
   c.epilogue.y = blocks.get();
   c.depth = depth;
   c.channels = lanes;
@@ -69,13 +70,15 @@ void backward_data_joined(const ConvIsa& isa, const Conv2dBackwardDataArgs& a, c
   run_gather(isa, c);
   const int64_t run = g.stride_w * g.c, grid_w = c.gather.grid_w;
   parallel_for(g.n * g.h, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, g.w * g.c)), [&](int64_t begin, int64_t end) {
+    std::vector<float> values(static_cast<size_t>(a.dx16 ? g.w * g.c : 0));
     for (int64_t line = begin; line < end; ++line) {
       const int64_t h = line % g.h, ph = h % g.stride_h;
       const float* from = blocks.get() + ((line / g.h * c.gather.grid_h + h / g.stride_h) * grid_w) * lanes + ph * run;
-      float* to = a.dx + line * g.w * g.c;
+      float* to = a.dx16 ? values.data() : a.dx + line * g.w * g.c;
       for (int64_t x = 0; x < grid_w; ++x, from += lanes, to += run) {
         std::memcpy(to, from, static_cast<size_t>(std::min(run, (g.w - x * g.stride_w) * g.c)) * sizeof(float));
       }
+      if (a.dx16) dense_kernels().narrow(values.data(), a.dx16 + line * g.w * g.c, g.w * g.c);
     }
   });
 }

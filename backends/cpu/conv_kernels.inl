@@ -22,7 +22,9 @@ DETENT_INLINE void finish(F v, const TileEpilogue& e, int64_t k, int64_t at, int
   if (e.addend) v = Vec::add(v, Vec::load(e.addend + at, n));
   if (!e.quantize) {
     if (e.clamp) v = Vec::min(Vec::set(e.clamp_max), Vec::max(Vec::set(e.clamp_min), v));
-    if (e.stream) {
+    if (e.y16) {
+      Vec::store_bfloat(e.y16 + at, v, n, e.stream);
+    } else if (e.stream) {
       Vec::stream(e.y + at, v);
     } else {
       Vec::store(e.y + at, v, n);
@@ -151,6 +153,14 @@ static void tile(const TileArgs& a) {
       continue;
     }
     if (a.mean) {
+      if (e.y16) {
+        // Of what is stored.
+        DETENT_UNROLL
+        for (int p = 0; p < P; ++p) {
+          DETENT_UNROLL
+          for (int j = 0; j < NV; ++j) acc[p][j] = Vec::round_bfloat(acc[p][j]);
+        }
+      }
       if (np == P) {
         gather_moments<NV, P>(acc, P, a, p0);
       } else {

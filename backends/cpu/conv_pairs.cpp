@@ -59,6 +59,9 @@ void stage_pairs(const Bf16Isa& isa, const Gather& g, const ConvInput& input, Ro
       if (input.x) {
         join(input.x + at, zero, [&](const float* a, const float* b, float* w) { isa.join_rows(a, b, n, w); },
              [&](const float* x, int64_t pairs, float* w) { isa.join_pairs(x, c, pairs, n, w); });
+      } else if (input.x16) {
+        join(input.x16 + at, reinterpret_cast<const uint16_t*>(zero), [&](const uint16_t* a, const uint16_t* b, float* w) { isa.join_rows16(a, b, n, w); },
+             [&](const uint16_t* x, int64_t pairs, float* w) { isa.join_pairs16(x, c, pairs, n, w); });
       } else {
         const int32_t z = input.grid.zero_point;
         join(input.codes + at, zero_codes, [&](const uint8_t* a, const uint8_t* b, float* w) { isa.join_codes(a, b, z, n, w); },

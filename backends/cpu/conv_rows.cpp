@@ -83,6 +83,7 @@ void fill_rows(const Gather& g, const InputViewOf<T>& v, int64_t p0, int64_t p1,
 
 template void fill_rows(const Gather&, const InputViewOf<float>&, int64_t, int64_t, const float*, const float**, int64_t, int64_t*);
 template void fill_rows(const Gather&, const InputViewOf<uint8_t>&, int64_t, int64_t, const uint8_t*, const uint8_t**, int64_t, int64_t*);
+template void fill_rows(const Gather&, const InputViewOf<uint16_t>&, int64_t, int64_t, const uint16_t*, const uint16_t**, int64_t, int64_t*);
 
 RowRange rows_needed(const Gather& g, int64_t p0, int64_t p1) {
   const int64_t line0 = p0 / g.grid_w, line1 = (p1 - 1) / g.grid_w;
@@ -102,6 +103,8 @@ void stage_rows(const ConvIsa& isa, const Gather& g, const ConvInput& input, Row
     std::fill_n(dst, view.left * g.in_c, 0.0f);
     if (input.x) {
       std::memcpy(dst + view.left * g.in_c, input.x + row * values, static_cast<size_t>(values) * sizeof(float));
+    } else if (input.x16) {
+      dense_kernels().widen(input.x16 + row * values, dst + view.left * g.in_c, values);
     } else {
       isa.dequantize(input.codes + row * values, values, input.grid.scale, input.grid.zero_point, dst + view.left * g.in_c);
     }

@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kPixels = 4;  // of a chunk: each is k*r*s*c products, and deep layers have few pixels
 
-float load(const ConvInput& in, int64_t i) { return in.x ? in.x[i] : dequantize(in.codes[i], in.grid); }
+float load(const float* x, const uint16_t* x16, int64_t i) { return x16 ? bfloat_value(x16[i]) : x[i]; }
+float load(const ConvInput& in, int64_t i) { return in.codes ? dequantize(in.codes[i], in.grid) : load(in.x, in.x16, i); }
 
 void store(const Epilogue& e, int64_t i, int64_t k, double acc) { write_one(e, i, finish(e, biased(e, static_cast<float>(acc), channel_epilogue(e, k), i))); }
 
@@ -21,10 +22,10 @@ void statistics(const Conv2dArgs& a) {
   const int64_t pixels = g.n * g.oh * g.ow;
   for (int64_t k = 0; k < g.k; ++k) {
     double sum = 0.0, squares = 0.0;
-    for (int64_t p = 0; p < pixels; ++p) sum += static_cast<double>(a.epilogue.y[p * g.k + k]);
+    for (int64_t p = 0; p < pixels; ++p) sum += static_cast<double>(load(a.epilogue.y, a.epilogue.y16, p * g.k + k));
     const double mean = sum / static_cast<double>(pixels);
     for (int64_t p = 0; p < pixels; ++p) {
-      const double d = static_cast<double>(a.epilogue.y[p * g.k + k]) - mean;
+      const double d = static_cast<double>(load(a.epilogue.y, a.epilogue.y16, p * g.k + k)) - mean;
       squares += d * d;
     }
     a.mean[k] = static_cast<float>(mean);
@@ -76,14 +77,21 @@ void conv2d_backward_data(const Conv2dBackwardDataArgs& a) {
           if (tw < 0 || tw % g.stride_w || tw / g.stride_w >= g.ow) continue;
           const int64_t y0 = ((n * g.oh + th / g.stride_h) * g.ow + tw / g.stride_w) * g.k;
           for (int64_t k = 0; k < g.k; ++k) {
-            const double dy = static_cast<double>(a.dy[y0 + k]);
+            const double dy = static_cast<double>(load(a.dy, a.dy16, y0 + k));
             const float* wk = a.w + ((k * g.r + r) * g.s + s) * cg;
             double* out = acc.data() + k / kg * cg;
             for (int64_t c = 0; c < cg; ++c) out[c] += dy * static_cast<double>(wk[c]);
           }
         }
       }
-      for (int64_t c = 0; c < g.c; ++c) a.dx[p * g.c + c] = static_cast<float>(acc[static_cast<size_t>(c)]);
+      for (int64_t c = 0; c < g.c; ++c) {
+        const auto v = static_cast<float>(acc[static_cast<size_t>(c)]);
+        if (a.dx16) {
+          a.dx16[p * g.c + c] = bfloat_bits(v);
+        } else {
+          a.dx[p * g.c + c] = v;
+        }
+      }
     }
   });
 }
@@ -98,7 +106,7 @@ void conv2d_backward_filter(const Conv2dBackwardFilterArgs& a) {
       double bias = 0.0;
       for (int64_t p = 0; p < g.n * g.oh * g.ow; ++p) {
         const int64_t ow = p % g.ow, oh = p / g.ow % g.oh, n = p / (g.ow * g.oh);
-        const double dy = static_cast<double>(a.dy[p * g.k + k]);
+        const double dy = static_cast<double>(load(a.dy, a.dy16, p * g.k + k));
         bias += dy;
         for (int64_t r = 0; r < g.r; ++r) {
           const int64_t h = oh * g.stride_h - g.pad_top + r * g.dilation_h;

@@ -1,6 +1,8 @@
 // Built once per instruction set; DETENT_DENSE names the table.
 #include "detent/backends/cpu/dense.h"
 
+#include "detent/core/math/half.h"
+
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -192,6 +194,16 @@ void ramp(int64_t first, int64_t step, int64_t n, int64_t* y) {
   for (int64_t i = 0, at = first; i < n; ++i, at += step) y[i] = at;
 }
 
+void narrow(const float* x, uint16_t* y, int64_t n) {
+  DETENT_IVDEP
+  for (int64_t i = 0; i < n; ++i) y[i] = bfloat_bits(x[i]);
+}
+
+void widen(const uint16_t* x, float* y, int64_t n) {
+  DETENT_IVDEP
+  for (int64_t i = 0; i < n; ++i) y[i] = bfloat_value(x[i]);
+}
+
 void pick(const float* dy, const int32_t* index, int32_t here, int64_t c, float* dx) {
   DETENT_IVDEP
   for (int64_t j = 0; j < c; ++j) {
@@ -202,6 +214,6 @@ void pick(const float* dy, const int32_t* index, int32_t here, int64_t c, float*
 
 }  // namespace
 
-const DenseKernels DETENT_DENSE = {add_rows, add_squares, normalise, norm_sums, norm_backward, mask, clip, clip_backward, max_taps, ramp, pick};
+const DenseKernels DETENT_DENSE = {add_rows, add_squares, normalise, norm_sums, norm_backward, mask, clip, clip_backward, max_taps, ramp, narrow, widen, pick};
 
 }  // namespace detent::cpu

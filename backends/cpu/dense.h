@@ -35,6 +35,9 @@ struct DenseKernels {
   void (*max_taps)(const float* const* tap, const int32_t* where, int64_t taps, int64_t offset, int64_t c, float* best, int32_t* index);
   /// y[i] = first + i * step: addresses, or positions.
   void (*ramp)(int64_t first, int64_t step, int64_t n, int64_t* y);
+  /// y = x, rounded to bf16 and exactly.
+  void (*narrow)(const float* x, uint16_t* y, int64_t n);
+  void (*widen)(const uint16_t* x, float* y, int64_t n);
   /// dx[j] += index[j] == here ? dy[j] : 0.
   void (*pick)(const float* dy, const int32_t* index, int32_t here, int64_t c, float* dx);
 };

@@ -3,9 +3,8 @@
 #include <atomic>
 #include <bit>
 
+#include "detent/backends/cpu/bf16_values.h"
 #include "detent/backends/cpu/kernels.h"
-#include "detent/backends/cpu/loop.h"
-#include "detent/core/math/half.h"
 
 namespace detent::cpu {
 
@@ -23,20 +22,21 @@ void accumulate(float* y, const float* x, int64_t n) {
 
 void accumulate16(uint16_t* y, const uint16_t* x, int64_t n) {
   parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = bfloat_bits(bfloat_value(y[i]) + bfloat_value(x[i]));
+    write_values(nullptr, y, begin, end, false, [=](float* out, int64_t first, int64_t count) {
+      float room[kBf16Block];
+      dense_kernels().widen(y + first, out, count);
+      dense_kernels().widen(x + first, room, count);
+      for (int64_t i = 0; i < count; ++i) out[i] += room[i];
+    });
   });
 }
 
 void narrow(uint16_t* y, const float* x, int64_t n) {
-  parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = bfloat_bits(x[i]);
-  });
+  parallel_for(n, kGrain, [=](int64_t begin, int64_t end) { dense_kernels().narrow(x + begin, y + begin, end - begin); });
 }
 
 void widen(float* y, const uint16_t* x, int64_t n) {
-  parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = bfloat_value(x[i]);
-  });
+  parallel_for(n, kGrain, [=](int64_t begin, int64_t end) { dense_kernels().widen(x + begin, y + begin, end - begin); });
 }
 
 void scale(float* y, const float* x, float factor, int64_t n) {

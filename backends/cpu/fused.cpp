@@ -2,11 +2,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "detent/backends/cpu/bf16_values.h"
 #include "detent/backends/cpu/coded.h"
-#include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/isa.h"
 #include "detent/backends/cpu/kernels.h"
-#include "detent/backends/cpu/loop.h"
 #include "detent/core/parallel.h"
 
 namespace detent::cpu {
@@ -26,14 +25,26 @@ CodedRow row(const ConvInput& in, int64_t at) {
   return {in.x ? in.x + at : nullptr, in.x ? nullptr : in.codes + at, in.grid.scale, in.grid.zero_point};
 }
 
-// sum[j] += elements [at, at + n) of [rows,c] in column j. They may begin and end within a row.
+// sum[j] += elements [at, at + n), which are x, of [rows,c] in column j. They may begin and end within a row.
 void add_columns(const float* x, int64_t at, int64_t n, int64_t c, float* sum) {
   const DenseKernels& k = dense_kernels();
   const int64_t lead = std::min(n, (c - at % c) % c);
-  if (lead > 0) k.add_rows(x + at, c, 1, lead, sum + at % c);
+  if (lead > 0) k.add_rows(x, c, 1, lead, sum + at % c);
   const int64_t rows = (n - lead) / c, rest = (n - lead) % c;
-  if (rows > 0) k.add_rows(x + at + lead, c, rows, c, sum);
-  if (rest > 0) k.add_rows(x + at + lead + rows * c, c, 1, rest, sum);
+  if (rows > 0) k.add_rows(x + lead, c, rows, c, sum);
+  if (rest > 0) k.add_rows(x + lead + rows * c, c, 1, rest, sum);
+}
+
+void add16(const AddArgs& a, const CodedKernels& k) {
+  const Epilogue& e = a.epilogue;
+  const bool stream = e.y16 != a.a.x16 && e.y16 != a.b.x16 && streams_as(a.n, true);
+  parallel_for(a.n, kGrain, [&](int64_t begin, int64_t end) {
+    write_values(nullptr, e.y16, begin, end, stream, [&](float* out, int64_t first, int64_t n) {
+      float x[kBf16Block], y[kBf16Block];
+      const CodedRow rows[] = {{widened(nullptr, a.a.x16, first, n, x), nullptr, 1.0f, 0}, {widened(nullptr, a.b.x16, first, n, y), nullptr, 1.0f, 0}};
+      k.add({rows[0], rows[1], e.clamp_min, e.clamp_max, false, false, {}, out, nullptr, nullptr}, n);
+    });
+  });
 }
 
 }  // namespace
@@ -41,6 +52,7 @@ void add_columns(const float* x, int64_t at, int64_t n, int64_t c, float* sum) {
 void add(const AddArgs& a) {
   const Epilogue& e = a.epilogue;
   const CodedKernels& k = coded_kernels();
+  if (e.y16) return add16(a, k);
   parallel_for(a.n, kGrain, [&](int64_t at, int64_t end) {
     k.add({row(a.a, at), row(a.b, at), e.clamp_min, e.clamp_max, e.quantize, e.mask_on_value, e.grid, e.y ? e.y + at : nullptr, e.quantize && e.codes ? e.codes + at : nullptr,
            e.quantize && e.residual ? e.residual + at : nullptr},
@@ -53,7 +65,7 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
   const int64_t n = a.rows * a.c;
   const ClampTerms clamp = clamp_terms(a.clamp_min, a.clamp_max, a.grid);
   // What is summed by column is read again at once and had better stay in the cache.
-  const bool stream = a.dx != a.dy && !a.dbias && streams(n);
+  const bool bf16 = a.dy16, stream = (a.dx != a.dy || a.dx16 != a.dy16) && (bf16 || !a.dbias) && streams_as(n, bf16);
   struct Part {
     double scale = 0.0, clip = 0.0;
     std::vector<float> columns;
@@ -62,15 +74,18 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
   parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
     Part& part = parts[static_cast<size_t>(begin / kGrain)];
     part.columns.assign(static_cast<size_t>(a.dbias ? a.c : 0), 0.0f);
+    alignas(64) float dy_room[kSumBlock], dx_room[kSumBlock];
     for (int64_t at = begin; at < end; at += kSumBlock) {
       const int64_t m = std::min(kSumBlock, end - at);
       float scale[kCodedLanes] = {}, clip[kCodedLanes] = {};
-      k.backward({a.codes + at, a.residual + at, a.grid.zero_point, clamp, a.dy + at, a.dx + at}, m, stream, scale, clip);
+      float* const dx = bf16 ? dx_room : a.dx + at;
+      k.backward({a.codes + at, a.residual + at, a.grid.zero_point, clamp, widened(a.dy, a.dy16, at, m, dy_room), dx}, m, stream && !bf16, scale, clip);
+      for (int64_t i = 0; bf16 && i < m; i += kBf16Block) narrow_block(dx + i, a.dx16 + at + i, std::min(kBf16Block, m - i), stream);
       for (int64_t l = 0; l < kCodedLanes; ++l) {
         part.scale += static_cast<double>(scale[l]);
         part.clip += static_cast<double>(clip[l]);
       }
-      if (a.dbias) add_columns(a.dx, at, m, a.c, part.columns.data());
+      if (a.dbias) add_columns(dx, at, m, a.c, part.columns.data());
     }
     if (stream) stream_fence();
   });

@@ -1,5 +1,6 @@
 #include "detent/backends/cpu/isa.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
@@ -25,25 +26,41 @@ bool vnni_beside_avx512() {
 #endif
 }
 
+bool bf16_beside_vnni() {
+#if defined(__x86_64__)
+  return vnni_beside_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+bool multiplies_bf16_fast() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 // VNNI only multiplies integers: the other kernels are AVX-512's with or without it.
 struct Choice {
   Isa isa;
-  bool vnni;
+  bool vnni, bf16;
 };
 
 Choice choose_isa() {
   const Isa best = best_isa();
-  const bool vnni = vnni_beside_avx512();
+  const bool vnni = vnni_beside_avx512(), bf16 = bf16_beside_vnni();
   const char* asked = std::getenv("DETENT_ISA");
-  if (!asked || !*asked) return {best, vnni};
-  constexpr std::string_view names[] = {"scalar", "avx2", "avx512", "avx512_vnni"};
-  const int most = static_cast<int>(best) + (vnni ? 1 : 0);
-  for (int i = 0; i < 4; ++i) {
+  if (!asked || !*asked) return {best, vnni, bf16 && multiplies_bf16_fast()};
+  constexpr std::string_view names[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+  const int most = static_cast<int>(best) + (vnni ? 1 : 0) + (bf16 ? 1 : 0);
+  for (int i = 0; i < 5; ++i) {
     if (asked != names[i]) continue;
     DETENT_CHECK(i <= most, "DETENT_ISA=", asked, ": this processor has only ", names[most], "; unset it");
-    return i == 3 ? Choice{Isa::avx512, true} : Choice{static_cast<Isa>(i), false};
+    return {static_cast<Isa>(std::min(i, static_cast<int>(Isa::avx512))), i >= 3, i == 4 || (i == 3 && bf16 && multiplies_bf16_fast())};
   }
-  fail("DETENT_ISA=", asked, ": not one of scalar, avx2, avx512, avx512_vnni");
+  fail("DETENT_ISA=", asked, ": not one of scalar, avx2, avx512, avx512_vnni, avx512_bf16");
 }
 
 const Choice& choice() {
@@ -56,13 +73,8 @@ const Choice& choice() {
 Isa isa() { return choice().isa; }
 bool has_vnni() { return choice().vnni; }
 
-bool has_bf16() {
-#if defined(__x86_64__)
-  return has_vnni() && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
+bool has_bf16() { return has_vnni() && bf16_beside_vnni(); }
+bool prefers_bf16() { return choice().bf16; }
 
 const char* isa_name() {
   constexpr const char* names[] = {"cpu, scalar", "cpu, AVX2+FMA", "cpu, AVX-512", "cpu, AVX-512 VNNI"};

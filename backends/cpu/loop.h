@@ -20,17 +20,19 @@ constexpr int64_t kGrain = 65536;
 /// True when a float result of n elements outgrows the caches, so that its stores should go past them.
 inline bool streams(int64_t n) { return n >= int64_t{4} << 20; }
 
-/// Copies n floats with stores past the cache (a plain copy where alignment forbids it).
-inline void stream_copy(float* y, const float* x, int64_t n) {
+/// Copies n values with stores past the cache (a plain copy where alignment forbids it).
+template <class T>
+void stream_copy(T* y, const T* x, int64_t n) {
 #if defined(__SSE2__)
   if (reinterpret_cast<uintptr_t>(y) % 16 == 0) {
+    constexpr int64_t kStep = 16 / sizeof(T);
     int64_t i = 0;
-    for (; i + 4 <= n; i += 4) _mm_stream_ps(y + i, _mm_loadu_ps(x + i));
+    for (; i + kStep <= n; i += kStep) _mm_stream_si128(reinterpret_cast<__m128i*>(y + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i)));
     for (; i < n; ++i) y[i] = x[i];
     return;
   }
 #endif
-  std::memcpy(y, x, static_cast<size_t>(n) * sizeof(float));
+  std::memcpy(y, x, static_cast<size_t>(n) * sizeof(T));
 }
 
 /// Orders the stores of stream_copy before what follows.

@@ -51,7 +51,7 @@ constexpr Kernels kTable = {
     .cross_entropy = cpu::cross_entropy,
     .sgd_step = cpu::sgd_step,
     .adam_step = cpu::adam_step,
-    .keeps_bf16 = false,
+    .keeps_bf16 = true,
 };
 
 class CpuBackend final : public Backend {

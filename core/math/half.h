@@ -43,9 +43,9 @@ DETENT_HD float round_to_bfloat(float x) {
 /// The upper half of a float: x as a bfloat16 (ties to even), and its value. A NaN stays one.
 DETENT_HD uint16_t bfloat_bits(float x) {
   uint32_t bits;
-  const float rounded = round_to_bfloat(x);
-  memcpy(&bits, &rounded, 4);
-  return static_cast<uint16_t>(bits >> 16 | (x != x ? 0x40u : 0u));
+  memcpy(&bits, &x, 4);
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded >> 16);
 }
 DETENT_HD float bfloat_value(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;

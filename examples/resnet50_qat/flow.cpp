@@ -40,8 +40,6 @@ Flow::Flow(Options options) : o_(std::move(options)) {
     if (why.starts_with(said)) why.remove_prefix(said.size());
     fail("--device ", o_.device, ": ", why);
   }
-  Backend& b = backend(device_);
-  if (o_.precision == "bf16" && b.precision() != Precision::bf16) fail("--precision bf16: this device (", b.description(), ") has no bf16 products; leave it out");
 }
 
 Flow::~Flow() = default;

@@ -141,7 +141,7 @@ bool parse(int argc, char** argv, Options& o, std::string& out) {
   app.add_option("--label-offset", o.label_offset, "subtracted from the stored labels");
   app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N");
   app.add_option("--precision", o.precision,
-                 "of products of floats in training: tf32 on a GPU, f32 on a CPU; or f32; or bf16, the fastest (a CPU needs AVX-512 BF16). Sums are f32, integers exact");
+                 "of floats in training: tf32 on a GPU, f32 on a CPU; or f32; or bf16, the least memory, the fastest on a GPU and on AMD's CPUs since Zen 4. Sums are f32, integers exact");
   app.add_option("--products", o.products, "how layers between 8-bit grids multiply forward: integers, as the target (fast), or floats");
   app.add_option("--threads", threads, "threads of computation; results do not depend on it");
   app.add_option("--seed", o.seed, "seed of shuffling, augmentation and initial weights");

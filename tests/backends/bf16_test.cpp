@@ -1,6 +1,7 @@
 // Convolutions of bf16 on the CPU: of integers that bf16 holds they are exact, whatever the window, the pairs and the cut; rounding is what the common cases
 // (conv_test.cpp) allow for.
 #include "detent/backends/cpu/conv_bf16.h"
+#include "detent/backends/cpu/isa.h"
 #include "detent/core/error.h"
 #include "integer_cases.h"
 
@@ -134,27 +135,28 @@ TEST_CASE("a bf16 factor is rounded to even, once") {
   CHECK(y[16] == 16.25f);
 }
 
-TEST_CASE("the cpu multiplies in bf16 when it is asked to and can") {
+TEST_CASE("the cpu multiplies in bf16 when it is asked to and gains by it") {
   Backend& b = backend(Device{});
   CHECK(b.precision() == Precision::f32);
   b.set_precision(Precision::tf32);
   CHECK(b.precision() == Precision::f32);
+  CHECK(!b.keeps_bf16());
   b.set_precision(Precision::bf16);
-  CHECK(b.precision() == (cpu::bf16_isa() ? Precision::bf16 : Precision::f32));
-  if (cpu::bf16_isa()) {
-    const ConvGeometry g{.n = 1, .h = 1, .w = 1, .c = 16, .k = 16, .oh = 1, .ow = 1};
-    std::vector<float> x(16, 1.00390625f), w(256, 1.0f), y(16);
-    Conv2dArgs a{g, {}, w.data(), {}};
-    a.input.x = x.data();
-    a.epilogue.y = y.data();
+  CHECK(b.precision() == Precision::bf16);
+  CHECK(b.keeps_bf16());
+  CHECK((!cpu::prefers_bf16() || cpu::bf16_isa()));
+  const ConvGeometry g{.n = 1, .h = 1, .w = 1, .c = 16, .k = 16, .oh = 1, .ow = 1};
+  std::vector<float> x(16, 1.00390625f), w(256, 1.0f), y(16);
+  Conv2dArgs a{g, {}, w.data(), {}};
+  a.input.x = x.data();
+  a.epilogue.y = y.data();
+  kernels().conv2d(a);
+  CHECK(y[0] == (cpu::prefers_bf16() ? 16.0f : 16.0625f));
+  {
+    const FullPrecision full(Device{});
     kernels().conv2d(a);
-    CHECK(y[0] == 16.0f);
-    {
-      const FullPrecision full(Device{});
-      kernels().conv2d(a);
-      CHECK(y[0] == 16.0625f);
-    }
-    CHECK(b.precision() == Precision::bf16);
+    CHECK(y[0] == 16.0625f);
   }
+  CHECK(b.precision() == Precision::bf16);
   b.set_precision(Precision::f32);
 }

@@ -256,16 +256,7 @@ TEST_CASE("the statistics of a convolution are those of its result") {
         e.conv2d(a);
       });
       CHECK(var.intact());
-      for (int64_t k = 0; k < g.k; ++k) {
-        double sum = 0.0, squares = 0.0;
-        for (int64_t p = 0; p < pixels; ++p) sum += static_cast<double>(y[static_cast<size_t>(p * g.k + k)]) / static_cast<double>(pixels);
-        for (int64_t p = 0; p < pixels; ++p) squares += std::pow(static_cast<double>(y[static_cast<size_t>(p * g.k + k)]) - sum, 2.0) / static_cast<double>(pixels);
-        // Rounding of the values themselves, where the bias is added, and of sums over a few hundred of them.
-        const double noise = 2e-7 * (std::abs(sum) + 1.0);
-        const double got_mean = static_cast<double>(mean[static_cast<size_t>(k)]), got_var = static_cast<double>(var.values()[static_cast<size_t>(k)]);
-        if (!(std::abs(got_mean - sum) <= 4 * noise)) FAIL_CHECK("mean of channel ", k, ": ", got_mean, " not ", sum);
-        if (!(std::abs(got_var - squares) <= 1e-5 * squares + 4 * noise * std::sqrt(squares) + noise * noise)) FAIL_CHECK("variance of channel ", k, ": ", got_var, " not ", squares);
-      }
+      test::check_statistics(y, mean.data(), var.values().data(), g.k);
     }
   }
 }

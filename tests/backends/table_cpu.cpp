@@ -18,7 +18,8 @@ void add_engine(std::vector<test::ConvEngine>* v, const char* name, const cpu::C
                 .backward_data = [isa](const Conv2dBackwardDataArgs& a) { cpu::conv2d_backward_data(*isa, a); },
                 .backward_filter = [isa](const Conv2dBackwardFilterArgs& a) { cpu::conv2d_backward_filter(*isa, a); },
                 .gemm = [isa](const GemmArgs& a) { cpu::gemm(*isa, a); },
-                .coded_bits = true});
+                .coded_bits = true,
+                .sums_in_tiles = true});
 }
 
 // What bf16 does not compute is left to floats.
@@ -29,7 +30,8 @@ void add_bf16(std::vector<test::ConvEngine>* v, const cpu::Bf16Isa& isa) {
                 .backward_data = [&](const Conv2dBackwardDataArgs& a) { if (!cpu::bf16_backward_data(isa, a)) cpu::conv2d_backward_data(floats, a); },
                 .backward_filter = [&](const Conv2dBackwardFilterArgs& a) { if (!cpu::bf16_backward_filter(isa, a)) cpu::conv2d_backward_filter(floats, a); },
                 .gemm = [&](const GemmArgs& a) { cpu::gemm(floats, a); },
-                .rounding = 0x1p-8});
+                .rounding = 0x1p-8,
+                .sums_in_tiles = true});
 }
 
 }  // namespace
@@ -37,6 +39,8 @@ void add_bf16(std::vector<test::ConvEngine>* v, const cpu::Bf16Isa& isa) {
 const std::vector<test::ConvEngine>& test::conv_engines() {
   static const std::vector<ConvEngine> engines = [] {
     std::vector<ConvEngine> v;
+    v.push_back({.name = "scalar", .conv2d = cpu::scalar::conv2d, .backward_data = cpu::scalar::conv2d_backward_data, .backward_filter = cpu::scalar::conv2d_backward_filter, .gemm = cpu::scalar::gemm,
+                 .coded_bits = true, .sums_in_tiles = true});
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add_engine(&v, "avx2", cpu::conv_isa_avx2());

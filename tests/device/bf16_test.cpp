@@ -1,4 +1,5 @@
-// Values that a device keeps in bf16 between the layers of a float network that is trained in bf16.
+// Values that a device keeps in bf16 between the layers of a float network that is trained in bf16: the CPU, and the device under test.
+#include "detent/core/parallel.h"
 #include "detent/quant/quantsim.h"
 #include "device_support.h"
 
@@ -8,10 +9,13 @@ using namespace detent::test;
 
 namespace {
 
-struct InPrecision {
-  explicit InPrecision(Precision p) { backend(kGpu).set_precision(p); }
-  ~InPrecision() { backend(kGpu).set_precision(Precision::f32); }
+struct InBf16 {
+  explicit InBf16(Device device) : device_(device) { backend(device).set_precision(Precision::bf16); }
+  ~InBf16() { backend(device_).set_precision(Precision::f32); }
+  Device device_;
 };
+
+constexpr Device kCpu{};
 
 // Passes its input on and says what it was.
 struct Probe final : Module {
@@ -97,20 +101,17 @@ double error_of(const Step& got, const Step& want) {
   return std::sqrt(off / all);
 }
 
-}  // namespace
-
-TEST_CASE("a float network trained in bf16 keeps its values so between the layers, and only then") {
-  NEEDS_DEVICE();
+void check_what_is_kept(Device device) {
   Probed p = probed_network();
   const auto run = [&](bool train) {
     for (Probe* probe : {p.images, p.convolved, p.pooled, p.averaged}) *probe = Probe();
-    if (train) step(p.g, kGpu);
+    if (train) step(p.g, device);
     else infer(p.g, images());
   };
-  p.g.to(kGpu);
+  p.g.to(device);
   run(true);  // in f32
   CHECK(p.convolved->in_bf16 == 0);
-  const InPrecision bf16(Precision::bf16);
+  const InBf16 bf16(device);
   for (const auto execution : {Graph::Execution::planned, Graph::Execution::node_by_node}) {
     p.g.set_execution(execution);
     run(true);
@@ -121,7 +122,7 @@ TEST_CASE("a float network trained in bf16 keeps its values so between the layer
     run(false);
     CHECK(p.convolved->dense == 1);
     {
-      const FullPrecision full(kGpu);
+      const FullPrecision full(device);
       run(true);
       CHECK(p.convolved->dense == 1);
     }
@@ -135,9 +136,7 @@ TEST_CASE("a float network trained in bf16 keeps its values so between the layer
   CHECK(p.pooled->in_bf16 == 0);
 }
 
-TEST_CASE("loss and gradients in bf16 follow those of the cpu in f32; planned and node by node they have the same bits") {
-  NEEDS_DEVICE();
-  const InPrecision bf16(Precision::bf16);
+void check_float_gradients(Device device) {
   for (const bool residual : {false, true}) {
     const auto network = [&] {
       if (!residual) return std::move(probed_network().g);
@@ -145,43 +144,50 @@ TEST_CASE("loss and gradients in bf16 follow those of the cpu in f32; planned an
       randomize(g, 1);
       return g;
     };
-    Graph on_cpu = network(), planned = network(), apart = network();
+    Graph in_f32 = network(), planned = network(), apart = network();
     apart.set_execution(Graph::Execution::node_by_node);
-    const Step want = step(on_cpu, Device{}), got = step(planned, kGpu), again = step(apart, kGpu);
+    const Step want = step(in_f32, kCpu);
+    const InBf16 bf16(device);
+    const Step got = step(planned, device), again = step(apart, device);
     CHECK(std::abs(static_cast<double>(got.loss.item() - want.loss.item())) < 0.02);
     CHECK(got.loss.item() != want.loss.item());
+    // Small batch norms make much of a rounding: the smaller network in PyTorch, rounded at the same places, is off by 0.038 in the mean of 30 seeds, by 0.13 at most.
+    const double most = residual ? 0.2 : 0.13;
+    CHECK(error_of(got, want) < most);
+    if (device == kCpu) {  // where a convolution gathers statistics while its sums are in registers, in another order
+      CHECK(error_of(again, want) < most);
+      continue;
+    }
     CHECK(got.loss.item() == again.loss.item());
     for (size_t i = 0; i < want.gradients.size(); ++i) CHECK(same_bits(got.gradients[i], again.gradients[i]));
-    // Small batch norms make much of a rounding: the smaller network in PyTorch, rounded at the same places, is off by 0.038 in the mean of 30 seeds, by 0.13 at most.
-    CHECK(error_of(got, want) < (residual ? 0.2 : 0.13));
   }
 }
 
-TEST_CASE("training in bf16 repeats to the bit, recorded or not, and follows training in f32") {
-  NEEDS_DEVICE();
-  const Training f32 = train_float(kGpu, false);
-  const InPrecision bf16(Precision::bf16);
-  const Training once = train_float(kGpu, false), twice = train_float(kGpu, false), recorded = train_float(kGpu, true);
+void check_training(Device device) {
+  const Training f32 = train_float(device, false);
+  const InBf16 bf16(device);
+  const Training once = train_float(device, false), twice = train_float(device, false);
   check_same(once, twice);
+  check_close(once, f32, 0.05);
+  CHECK(once.losses != f32.losses);
+  if (device == kCpu) return;
+  const Training recorded = train_float(device, true);
   check_same(once, recorded);
   CHECK(recorded.refusal == "");
   CHECK(recorded.replays == 4);
-  check_close(once, f32, 0.05);
-  CHECK(once.losses != f32.losses);
 }
 
-TEST_CASE("a quantized network in bf16 has gradients in bf16 that follow those in f32, and repeats to the bit, recorded or not") {
-  NEEDS_DEVICE();
-  Quantized on_cpu(Device{}), f32(kGpu);
-  const Step want = step(on_cpu.g, Device{}), full = step(f32.g, kGpu);
-  const auto run = [](bool record) {
-    Quantized q(kGpu);
+void check_quantized(Device device) {
+  Quantized on_cpu(kCpu), f32(device);
+  const Step want = step(on_cpu.g, kCpu), full = step(f32.g, device);
+  const auto run = [&](bool record) {
+    Quantized q(device);
     Sgd sgd({.learning_rate = 0.01f, .momentum = 0.9f});
     return train(q.g, record, sgd, 5);
   };
-  const InPrecision bf16(Precision::bf16);
-  Quantized q(kGpu);
-  const Step got = step(q.g, kGpu);
+  const InBf16 bf16(device);
+  Quantized q(device);
+  const Step got = step(q.g, device);
   CHECK(std::abs(static_cast<double>(got.loss.item() - full.loss.item())) < 0.01);  // integers all the way but for the averages that the last layer reads
   CHECK(error_of(got, want) < 0.03);
   CHECK(error_of(got, want) > 0.0);
@@ -189,14 +195,55 @@ TEST_CASE("a quantized network in bf16 has gradients in bf16 that follow those i
     Tape tape;
     GridTarget target;
     target.grid = {0.05f, 128, 0, 255};
-    const Var x = conv2d_quantized(tape.watch(random_tensor({1, 4, 4, 8}, 1).to(kGpu)), Var(random_tensor({8, 1, 1, 8}, 2).to(kGpu)), nullptr, {}, target);
+    const Var x = conv2d_quantized(tape.watch(random_tensor({1, 4, 4, 8}, 1).to(device)), Var(random_tensor({8, 1, 1, 8}, 2).to(device)), nullptr, {}, target);
     CHECK(x.gradient_type() == DType::bf16);
     CHECK(x.coded() != nullptr);
   }
-  const Training plain = run(false), recorded = run(true);
-  CHECK(recorded.refusal == "");
-  CHECK(recorded.replays > 0);
-  check_same(plain, recorded);
+  const Training plain = run(false), again = run(device != kCpu);
+  if (device != kCpu) {
+    CHECK(again.refusal == "");
+    CHECK(again.replays > 0);
+  }
+  check_same(plain, again);
+}
+
+}  // namespace
+
+TEST_CASE("a float network trained in bf16 keeps its values so between the layers, and only then") {
+  check_what_is_kept(kCpu);
+  NEEDS_DEVICE();
+  check_what_is_kept(kGpu);
+}
+
+TEST_CASE("loss and gradients in bf16 follow those of the cpu in f32; on a device, planned and node by node, they have the same bits") {
+  check_float_gradients(kCpu);
+  NEEDS_DEVICE();
+  check_float_gradients(kGpu);
+}
+
+TEST_CASE("training in bf16 repeats to the bit, recorded or not, and follows training in f32") {
+  check_training(kCpu);
+  NEEDS_DEVICE();
+  check_training(kGpu);
+}
+
+TEST_CASE("training in bf16 on the cpu has the same bits with any number of threads") {
+  const InBf16 bf16(kCpu);
+  const int before = num_threads();
+  std::vector<Training> runs;
+  for (const int threads : {1, 2, 3}) {
+    set_num_threads(threads);
+    runs.push_back(train_float(kCpu, false));
+  }
+  set_num_threads(before);
+  check_same(runs[0], runs[1]);
+  check_same(runs[0], runs[2]);
+}
+
+TEST_CASE("a quantized network in bf16 has gradients in bf16 that follow those in f32, and repeats to the bit, recorded or not") {
+  check_quantized(kCpu);
+  NEEDS_DEVICE();
+  check_quantized(kGpu);
 }
 
 TEST_CASE("a value in bf16 is what it is to every op, wherever it lives, and its gradient is bf16") {
@@ -240,7 +287,7 @@ TEST_CASE("a value in bf16 is what it is to every op, wherever it lives, and its
       CHECK(relative_difference(as_type(narrow.second, DType::f32).to(Device{}), full.second.to(Device{})) < 0.02);
     }
   };
-  check(Device{});
+  check(kCpu);
   NEEDS_DEVICE();
   check(kGpu);
 }

@@ -186,21 +186,7 @@ TEST_CASE("products_as_floats_and_gradients_in_bf16") {
   CHECK(std::abs(integers.at("ptq").at("top1").get<double>() - floats.at("ptq").at("top1").get<double>()) <= 0.1);
   CHECK(accuracies("again", {}) == integers);
   CHECK(weights("again") == weights("integers"));
-  Backend& cpu = backend(Device{});
-  cpu.set_precision(Precision::bf16);
-  const bool has = cpu.precision() == Precision::bf16;
-  cpu.set_precision(Precision::f32);
-  if (!has) {
-    const Outcome o = w.run(w.good("refused") + Arguments{"--precision", "bf16"});
-    CHECK(o.code == 2);
-    CHECK_CONTAINS(o.err, "no bf16 products");
-    return;
-  }
-  ::setenv("DETENT_ISA", "avx2", 1);
-  const Outcome refused = w.run(w.good("refused") + Arguments{"--precision", "bf16"});
-  ::unsetenv("DETENT_ISA");
-  CHECK(refused.code == 2);
-  CHECK_CONTAINS(refused.err, "no bf16 products");
+  // On every processor, whatever it multiplies.
   const nlohmann::json rounded = accuracies("bf16", {"--precision", "bf16"});
   // Judged in f32: what comes before training is the same.
   for (const char* stage : {"float", "folded", "ptq"}) CHECK(rounded.at(stage) == integers.at(stage));
