@@ -192,7 +192,7 @@ void batch_norm_backward(const BatchNormBackwardArgs& a) {
   const Terms w(a, l);
   // Of n values from a row on; `room` for twice as many.
   const auto gradient = [&](int64_t row, int64_t n, float* room) {
-    return NormGradient{widened(a.x, a.x16, row * c, n, room), widened(a.dy, a.dy16, row * c, n, room + n), w.mean.data(), w.factor.data(), w.shift.data(), masked, a.clamp_min, a.clamp_max};
+    return NormGradient{widened(a.x, a.x16, row * c, n, room), widened(a.dy, a.dy16, row * c, n, room ? room + n : nullptr), w.mean.data(), w.factor.data(), w.shift.data(), masked, a.clamp_min, a.clamp_max};
   };
   // Per task and channel: sum dy and sum dy * (x - mean).
   std::vector<double> sum(static_cast<size_t>(l.tasks * c)), dot(sum);

@@ -64,7 +64,7 @@ void run(const ConvIsa& isa, const Phase& phase, const ConvInput& input, const f
   const Stager stager{isa, g, input, chunk};
   const int64_t stage_at = (std::max<int64_t>(1, taps) + 1) * row_stride * 8;
   Slots slots(stage_at + stager.floats() * 4 + 64);
-  const TileEpilogue e = tile_epilogue(epilogue, channels, g.n * g.out_h * g.out_w, isa.vector);
+  const TileEpilogue e = tile_epilogue(epilogue, channels, 1, g.n * g.out_h * g.out_w, isa.vector);
   parallel_for(g.pixels(), chunk, [&](int64_t p0, int64_t p1) {
     Slots::Lease lease(slots);
     auto** rows = reinterpret_cast<const float**>(lease.get());

@@ -72,6 +72,9 @@ using InputView = InputViewOf<float>;
 template <class T>
 void fill_rows(const Gather& g, const InputViewOf<T>& x, int64_t p0, int64_t p1, const T* zero, const T** rows, int64_t row_stride, int64_t* out);
 
+/// Rows of more pixels are staged once and for all: several chunks of pixels lie in each, and would stage the whole row again.
+constexpr int64_t kLongRow = 1024;
+
 /// The input rows that positions [p0, p1) need: [first, last) of n * in_h.
 struct RowRange {
   int64_t first = 0, last = 0;
@@ -132,7 +135,8 @@ void run_gather(const ConvIsa& isa, const GatherConv& c);
 
 /// The vector epilogue computes codes in float: whether that is exact.
 bool codes_in_float(const Epilogue& e);
-TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, int vector);
+/// channels: of all groups; a tile writes those of one group.
+TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t groups, int64_t pixels, int vector);
 
 /// With `joined` in place of the input, or of dy, over words: the geometry counts them, and the weights are words too.
 void conv2d(const ConvIsa& isa, const Conv2dArgs& a, const JoinedInput& joined = {});

@@ -64,8 +64,8 @@ Problem make_problem(const Conv2dBackwardFilterArgs& a, const Bf16Isa* pairs) {
   p.outputs = g.k * p.taps * p.depth;
   p.view = {a.input.x, 0, (left + p.gather.in_w + right) * g.c, left, right};
   p.staged = pairs ? merged : (!a.input.x || left > 0 || right > 0);
-  p.whole = p.staged && p.gather.n * p.gather.in_h * p.view.pitch <= kStageWhole;
-  p.in_rows = pairs && !merged && p.taps > 1 && makes_pairs(p.gather);
+  p.whole = p.staged && (p.gather.in_w > kLongRow || p.gather.n * p.gather.in_h * p.view.pitch <= kStageWhole);
+  p.in_rows = pairs && !merged && p.taps > 1 && p.gather.in_w <= kLongRow && makes_pairs(p.gather);
   p.input = a.input;
   if (pairs) p.input.grid.scale = 1.0f;  // the result is multiplied by it
   return p;

@@ -178,7 +178,7 @@ void GatherConv::reads(const ConvInput& in, const JoinedInput& words) {
   joined = words.isa && !as_they_lie ? words : JoinedInput{};
 }
 
-TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, int vector) {
+TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t groups, int64_t pixels, int vector) {
   TileEpilogue t;
   t.multiply = e.scale;
   t.bias = e.bias;
@@ -200,7 +200,7 @@ TileEpilogue tile_epilogue(const Epilogue& e, int64_t channels, int64_t pixels, 
   t.channels = channels;
   // Past the caches: whole lines are written around them.
   const uintptr_t at = reinterpret_cast<uintptr_t>(e.y) + reinterpret_cast<uintptr_t>(e.y16);  // one is null
-  t.stream = !e.quantize && at != 0 && channels % 16 == 0 && channels % vector == 0 && at % 64 == 0 && pixels * channels >= (e.y16 ? 2 : 1) * kStreamFloats;
+  t.stream = !e.quantize && at != 0 && channels / groups % 16 == 0 && channels / groups % vector == 0 && at % 64 == 0 && pixels * channels >= (e.y16 ? 2 : 1) * kStreamFloats;
   return t;
 }
 
@@ -212,7 +212,7 @@ void run_gather(const ConvIsa& isa, const GatherConv& c) {
   InputView view{c.input.x, 0, (c.left + g.in_w + c.right) * g.in_c, c.left, c.right};
   const int64_t all_rows = g.n * g.in_h;
   // Joined in the cache, unless each of many tasks would do it again.
-  const bool whole = staged && (c.joined.isa ? cut.panel_tasks > 1 : all_rows * view.pitch <= kStageWhole);
+  const bool whole = staged && (g.in_w > kLongRow || (c.joined.isa ? cut.panel_tasks > 1 : all_rows * view.pitch <= kStageWhole));
   int64_t task_rows = 0;
   if (staged && !whole) {
     for (int64_t i = 0; i < cut.chunks; ++i) {
@@ -232,7 +232,7 @@ void run_gather(const ConvIsa& isa, const GatherConv& c) {
   }
   pack(isa, c, cut, packed.get());
   Slots slots(memory.bytes);
-  const Run run{isa, c, cut, packed.get(), zero.get(), tile_epilogue(c.epilogue, c.channels * c.groups, g.n * g.out_h * g.out_w, isa.vector), view, staged && !whole, memory, moments.get()};
+  const Run run{isa, c, cut, packed.get(), zero.get(), tile_epilogue(c.epilogue, c.channels * c.groups, c.groups, g.n * g.out_h * g.out_w, isa.vector), view, staged && !whole, memory, moments.get()};
   parallel_chunks(cut.chunks * cut.panel_tasks, [&](int64_t id) { run.task(id, slots); });
   if (c.mean) join_moments(c, cut, moments.get());
 }
