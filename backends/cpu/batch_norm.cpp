@@ -115,7 +115,7 @@ void write_buffered(const Layout& l, const RowsOut& out, int64_t row, int64_t n,
       stream_copy(out.y + first * l.c, buffer, m * width);
       continue;
     }
-    for (int64_t j = 0; j < m * width; j += kBf16Block) narrow_block(buffer + j, out.y16 + first * l.c + j, std::min(kBf16Block, m * width - j), out.stream);
+    narrow_values(buffer, out.y16 + first * l.c, m * width, out.stream);
   }
   if (out.stream) stream_fence();
 }
@@ -178,7 +178,7 @@ void batch_norm(const BatchNormArgs& a) {
   const Layout l(a.rows, a.c);
   const Terms w(a, l);
   const DenseKernels& k = dense_kernels();
-  const RowsOut out{a.y, a.y16, (a.y != a.x || a.y16 != a.x16) && streams_as(a.rows * a.c, a.y16)};
+  const RowsOut out{a.y, a.y16, streams_apart(a.rows * a.c, a.y, a.y16, {a.x, a.x16})};
   write_rows(l, out, [&](int64_t row, int64_t n, int64_t width, float* y, float* room) {
     k.normalise(widened(a.x, a.x16, row * l.c, n * width, room), n, width, w.mean.data(), w.factor.data(), w.shift.data(), a.clamp_min, a.clamp_max, y);
   });
@@ -233,7 +233,7 @@ void batch_norm_backward(const BatchNormBackwardArgs& a) {
   }
   if (!a.dx && !a.dx16) return;
   const Floats f1 = widen(k1.data(), l), f2 = widen(k2.data(), l), f3 = widen(k3.data(), l);
-  const RowsOut out{a.dx, a.dx16, a.dx16 ? a.dx16 != a.x16 && a.dx16 != a.dy16 && streams_as(a.rows * c, true) : a.dx != a.x && a.dx != a.dy && streams(a.rows * c)};
+  const RowsOut out{a.dx, a.dx16, streams_apart(a.rows * c, a.dx, a.dx16, {a.x, a.x16, a.dy, a.dy16})};
   write_rows(l, out, [&](int64_t row, int64_t n, int64_t width, float* dx, float* room) {
     k.norm_backward(gradient(row, n * width, room), n, width, f1.data(), f2.data(), f3.data(), dx);
   });

@@ -1,6 +1,9 @@
 // Values that are kept in bf16 (core/backend.h), by way of f32 in the first-level cache: blocks are widened, worked on as floats, and rounded as they are written.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "detent/backends/cpu/dense.h"
 #include "detent/backends/cpu/loop.h"
 
@@ -15,12 +18,15 @@ inline const float* widened(const float* x, const uint16_t* x16, int64_t at, int
   return room;
 }
 
-/// y = x rounded, n at most kBf16Block; with `stream` past the cache, the caller fences.
-inline void narrow_block(const float* x, uint16_t* y, int64_t n, bool stream) {
+/// y = x rounded; with `stream` past the cache, the caller fences.
+inline void narrow_values(const float* x, uint16_t* y, int64_t n, bool stream) {
   if (!stream) return dense_kernels().narrow(x, y, n);
   alignas(64) uint16_t words[kBf16Block];
-  dense_kernels().narrow(x, words, n);
-  stream_copy(y, words, n);
+  for (int64_t i = 0; i < n; i += kBf16Block) {
+    const int64_t m = std::min(kBf16Block, n - i);
+    dense_kernels().narrow(x + i, words, m);
+    stream_copy(y + i, words, m);
+  }
 }
 
 /// write_streamed (loop.h) of results in f32, or in bf16 where y is null: fn(out, first, count) then gets at most kBf16Block at a time.
@@ -31,12 +37,15 @@ void write_values(float* y, uint16_t* y16, int64_t begin, int64_t end, bool stre
   for (int64_t i = begin; i < end; i += kBf16Block) {
     const int64_t n = std::min(kBf16Block, end - i);
     fn(out, i, n);
-    narrow_block(out, y16 + i, n, stream);
+    narrow_values(out, y16 + i, n, stream);
   }
   if (stream) stream_fence();
 }
 
-/// streams() of loop.h for n values of either type.
-inline bool streams_as(int64_t n, bool bf16) { return streams(bf16 ? n / 2 : n); }
+/// Whether n results, in y or y16, go past the cache: streams() of loop.h says so, and they are not written over one of the inputs (null: not there).
+inline bool streams_apart(int64_t n, const float* y, const uint16_t* y16, std::initializer_list<const void*> inputs) {
+  const void* const out = y16 ? static_cast<const void*>(y16) : y;
+  return streams(y16 ? n / 2 : n) && std::find(inputs.begin(), inputs.end(), out) == inputs.end();
+}
 
 }  // namespace detent::cpu

@@ -25,58 +25,40 @@ constexpr int kDepthwiseTaps = 9, kDepthwiseVectors = 3;
 
 DETENT_INLINE __mmask16 lanes(int64_t count) { return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << count) - 1u); }
 
-// 16 floats as bf16 in the low halves of their lanes.
+// 16 values as floats, and as bf16 in the low halves of their lanes; x is f32 or bf16.
+DETENT_INLINE __m512 floats_at(const float* x, __mmask16 m) { return _mm512_maskz_loadu_ps(m, x); }
+DETENT_INLINE __m512 floats_at(const uint16_t* x, __mmask16 m) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x)), 16)); }
 DETENT_INLINE __m512i rounded(__m512 v) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)); }
+DETENT_INLINE __m512i bfloats_at(const float* x, __mmask16 m) { return rounded(floats_at(x, m)); }
+DETENT_INLINE __m512i bfloats_at(const uint16_t* x, __mmask16 m) { return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x)); }
 
 DETENT_INLINE void store_words(float* words, __m512i first, __m512i second, __mmask16 m) {
   _mm512_mask_storeu_epi32(words, m, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
 }
 
-void join_columns(const float* x, const float* scale, int64_t rows, int64_t c, float* words) {
+template <class T>
+void join_columns(const T* x, const float* scale, int64_t rows, int64_t c, float* words) {
   for (int64_t row = 0; row < rows; ++row, x += c, words += c / 2) {
     for (int64_t j = 0; j < c; j += 16) {
       const __mmask16 m = lanes(c - j);
-      __m512 v = _mm512_maskz_loadu_ps(m, x + j);
+      __m512 v = floats_at(x + j, m);
       if (scale) v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, scale + j));
       _mm256_mask_storeu_epi16(words + j / 2, m, (__m256i)_mm512_cvtneps_pbh(v));
     }
   }
 }
 
-void scale_columns(const uint16_t* x, const float* scale, int64_t rows, int64_t c, float* words) {
-  for (int64_t row = 0; row < rows; ++row, x += c, words += c / 2) {
-    for (int64_t j = 0; j < c; j += 16) {
-      const __mmask16 m = lanes(c - j);
-      const __m512 v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x + j)), 16));
-      _mm256_mask_storeu_epi16(words + j / 2, m, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, scale + j))));
-    }
-  }
-}
-
-DETENT_INLINE void join_two16(const uint16_t* a, const uint16_t* b, int64_t n, float* words) {
+template <class T>
+void join_rows(const T* a, const T* b, int64_t n, float* words) {
   for (int64_t j = 0; j < n; j += 16) {
     const __mmask16 m = lanes(n - j);
-    store_words(words + j, _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, a + j)), _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, b + j)), m);
+    store_words(words + j, bfloats_at(a + j, m), bfloats_at(b + j, m), m);
   }
 }
 
-void join_rows16(const uint16_t* a, const uint16_t* b, int64_t n, float* words) { join_two16(a, b, n, words); }
-
-void join_pairs16(const uint16_t* x, int64_t stride, int64_t pairs, int64_t n, float* words) {
-  for (int64_t j = 0; j < pairs; ++j, x += 2 * stride, words += n) join_two16(x, x + stride, n, words);
-}
-
-DETENT_INLINE void join_two(const float* a, const float* b, int64_t n, float* words) {
-  for (int64_t j = 0; j < n; j += 16) {
-    const __mmask16 m = lanes(n - j);
-    store_words(words + j, rounded(_mm512_maskz_loadu_ps(m, a + j)), rounded(_mm512_maskz_loadu_ps(m, b + j)), m);
-  }
-}
-
-void join_rows(const float* a, const float* b, int64_t n, float* words) { join_two(a, b, n, words); }
-
-void join_pairs(const float* x, int64_t stride, int64_t pairs, int64_t n, float* words) {
-  for (int64_t j = 0; j < pairs; ++j, x += 2 * stride, words += n) join_two(x, x + stride, n, words);
+template <class T>
+void join_pairs(const T* x, int64_t stride, int64_t pairs, int64_t n, float* words) {
+  for (int64_t j = 0; j < pairs; ++j, x += 2 * stride, words += n) join_rows(x, x + stride, n, words);
 }
 
 void join_weights(const float* a, const float* b, float scale_a, float scale_b, int64_t n, float* words) {
@@ -105,7 +87,7 @@ void join_code_pairs(const uint8_t* x, int64_t stride, int32_t zero_point, int64
   for (int64_t j = 0; j < pairs; ++j, x += 2 * stride, words += n) join_two_codes(x, x + stride, zero_point, n, words);
 }
 
-constexpr Bf16Isa kBf16 = {&kTable, join_columns, scale_columns, join_rows, join_pairs, join_rows16, join_pairs16, join_weights, join_codes, join_code_pairs};
+constexpr Bf16Isa kBf16 = {&kTable, join_columns, join_columns, join_rows, join_pairs, join_rows, join_pairs, join_weights, join_codes, join_code_pairs};
 
 }  // namespace
 }  // namespace avx512_bf16

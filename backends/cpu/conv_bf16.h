@@ -13,8 +13,8 @@ struct Bf16Isa {
   const ConvIsa* conv;  ///< over words
   /// words[row][i] = (x[row][2i], x[row][2i + 1]), each times the scale of its column (or null); c is even.
   void (*join_columns)(const float* x, const float* scale, int64_t rows, int64_t c, float* words);
-  /// The same of x in bf16; scale is not null.
-  void (*scale_columns)(const uint16_t* x, const float* scale, int64_t rows, int64_t c, float* words);
+  /// The same of x in bf16.
+  void (*join_columns16)(const uint16_t* x, const float* scale, int64_t rows, int64_t c, float* words);
   /// words[i] = (a[i], b[i]).
   void (*join_rows)(const float* a, const float* b, int64_t n, float* words);
   /// words[j][i] = (x[2j][i], x[2j + 1][i]), i < n, rows of x `stride` apart.

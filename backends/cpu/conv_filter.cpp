@@ -156,6 +156,11 @@ struct Run {
   float* dw;     // [slices][outputs]
   float* dbias;  // [slices][k] or null
 
+  struct Rows {
+    const float* dy;
+    int64_t stride;
+  };
+
   // What a task works on.
   struct Work {
     int64_t slice, first_window, last_window, group, k0, kn;
@@ -164,6 +169,7 @@ struct Run {
     const uint8_t** code_rows;  // instead of rows: of pairs of codes
     const uint16_t** bf16_rows;  // ... or of values in bf16
     float *copy, *words, *dy, *out;
+    Rows from;                  // of dy, as they are packed
     PairRows joined;            // of pairs in rows
   };
 
@@ -194,6 +200,7 @@ struct Run {
     for (int64_t p0 = first; p0 < last; p0 += cut.block) {
       const int64_t p1 = std::min(last, p0 + cut.block);
       find_rows(t, p0, p1, lease);
+      t.from = find_dy(t, p0, p1 - p0);
       if (bias) add_bias(t, p0, p1, bias);
       const int64_t next = t.kn == p.k ? std::min(cut.block, last - p1) * t.kn : 0;
       Ahead ahead(dy_at(t, p1), next * (a.dy16 ? 2 : 4), t.dy);
@@ -208,10 +215,11 @@ struct Run {
 
   void add_bias(const Work& t, int64_t p0, int64_t p1, float* bias) const {
     if (!a.dy16) return isa.column_sum(a.dy + p0 * p.k + t.k0, p1 - p0, t.kn, p.k, bias);
-    // t.words is not in use yet.
+    if (p.widens_dy) return isa.column_sum(t.from.dy, p1 - p0, t.kn, t.from.stride, bias);
+    // Nothing is packed in t.dy yet.
     for (int64_t i = p0; i < p1; ++i) {
-      dense_kernels().widen(a.dy16 + i * p.k + t.k0, t.words, t.kn);
-      isa.column_sum(t.words, 1, t.kn, t.kn, bias);
+      dense_kernels().widen(a.dy16 + i * p.k + t.k0, t.dy, t.kn);
+      isa.column_sum(t.dy, 1, t.kn, t.kn, bias);
     }
   }
 
@@ -237,11 +245,7 @@ struct Run {
     fill_rows(p.gather, v, p0, p1, zero, t.rows, cut.block + kTilePad, nullptr);
   }
 
-  // Rows of dy as they are packed: where they lie, or in w.words.
-  struct Rows {
-    const float* dy;
-    int64_t stride;
-  };
+  // Rows of dy, where they lie or in w.words.
   Rows find_dy(const Work& w, int64_t p0, int64_t pixels) const {
     const int64_t at = p0 * p.k + w.k0;
     if (p.pairs) return {join_dy(w, at, pixels), w.kn};
@@ -287,8 +291,7 @@ struct Run {
       const Panels ks(w.kn, most);
       if (packed_for != most) {
         packed_for = most;
-        const Rows rows = find_dy(w, p0, p1 - p0);
-        isa.pack_panels(rows.dy, rows.stride, steps, ks.extra, ks.count - ks.extra, static_cast<int>(ks.base), w.dy);
+        isa.pack_panels(w.from.dy, w.from.stride, steps, ks.extra, ks.count - ks.extra, static_cast<int>(ks.base), w.dy);
       }
       const int64_t c0 = cut.columns.start(j) * isa.vector;
       FilterTileArgs t{};

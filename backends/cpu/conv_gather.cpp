@@ -89,7 +89,7 @@ void stage_joined(const JoinedInput& in, const Gather& g, RowRange range, const 
   for (int64_t row = range.first; row < range.last; ++row, dst += view.pitch) {
     std::fill_n(dst, view.left * g.in_c, 0.0f);
     float* const words = dst + view.left * g.in_c;
-    in.x16 ? in.isa->scale_columns(in.x16 + row * floats, in.scale, g.in_w, 2 * g.in_c, words) : in.isa->join_columns(in.x + row * floats, in.scale, g.in_w, 2 * g.in_c, words);
+    in.x16 ? in.isa->join_columns16(in.x16 + row * floats, in.scale, g.in_w, 2 * g.in_c, words) : in.isa->join_columns(in.x + row * floats, in.scale, g.in_w, 2 * g.in_c, words);
     std::fill_n(dst + (view.left + g.in_w) * g.in_c, view.right * g.in_c, 0.0f);
   }
 }

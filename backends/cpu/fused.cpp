@@ -37,7 +37,7 @@ void add_columns(const float* x, int64_t at, int64_t n, int64_t c, float* sum) {
 
 void add16(const AddArgs& a, const CodedKernels& k) {
   const Epilogue& e = a.epilogue;
-  const bool stream = e.y16 != a.a.x16 && e.y16 != a.b.x16 && streams_as(a.n, true);
+  const bool stream = streams_apart(a.n, nullptr, e.y16, {a.a.x16, a.b.x16});
   parallel_for(a.n, kGrain, [&](int64_t begin, int64_t end) {
     write_values(nullptr, e.y16, begin, end, stream, [&](float* out, int64_t first, int64_t n) {
       float x[kBf16Block], y[kBf16Block];
@@ -65,7 +65,7 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
   const int64_t n = a.rows * a.c;
   const ClampTerms clamp = clamp_terms(a.clamp_min, a.clamp_max, a.grid);
   // What is summed by column is read again at once and had better stay in the cache.
-  const bool bf16 = a.dy16, stream = (a.dx != a.dy || a.dx16 != a.dy16) && (bf16 || !a.dbias) && streams_as(n, bf16);
+  const bool bf16 = a.dy16, stream = (bf16 || !a.dbias) && streams_apart(n, a.dx, a.dx16, {a.dy, a.dy16});
   struct Part {
     double scale = 0.0, clip = 0.0;
     std::vector<float> columns;
@@ -80,7 +80,7 @@ void quantized_backward(const QuantizedBackwardArgs& a) {
       float scale[kCodedLanes] = {}, clip[kCodedLanes] = {};
       float* const dx = bf16 ? dx_room : a.dx + at;
       k.backward({a.codes + at, a.residual + at, a.grid.zero_point, clamp, widened(a.dy, a.dy16, at, m, dy_room), dx}, m, stream && !bf16, scale, clip);
-      for (int64_t i = 0; bf16 && i < m; i += kBf16Block) narrow_block(dx + i, a.dx16 + at + i, std::min(kBf16Block, m - i), stream);
+      if (bf16) narrow_values(dx, a.dx16 + at, m, stream);
       for (int64_t l = 0; l < kCodedLanes; ++l) {
         part.scale += static_cast<double>(scale[l]);
         part.clip += static_cast<double>(clip[l]);

@@ -50,15 +50,15 @@ struct Choice {
 
 Choice choose_isa() {
   const Isa best = best_isa();
-  const bool vnni = vnni_beside_avx512(), bf16 = bf16_beside_vnni();
+  const bool vnni = vnni_beside_avx512(), bf16 = bf16_beside_vnni(), gains = bf16 && multiplies_bf16_fast();
   const char* asked = std::getenv("DETENT_ISA");
-  if (!asked || !*asked) return {best, vnni, bf16 && multiplies_bf16_fast()};
+  if (!asked || !*asked) return {best, vnni, gains};
   constexpr std::string_view names[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
   const int most = static_cast<int>(best) + (vnni ? 1 : 0) + (bf16 ? 1 : 0);
   for (int i = 0; i < 5; ++i) {
     if (asked != names[i]) continue;
     DETENT_CHECK(i <= most, "DETENT_ISA=", asked, ": this processor has only ", names[most], "; unset it");
-    return {static_cast<Isa>(std::min(i, static_cast<int>(Isa::avx512))), i >= 3, i == 4 || (i == 3 && bf16 && multiplies_bf16_fast())};
+    return {static_cast<Isa>(std::min(i, static_cast<int>(Isa::avx512))), i >= 3, i == 4 || (i == 3 && gains)};
   }
   fail("DETENT_ISA=", asked, ": not one of scalar, avx2, avx512, avx512_vnni, avx512_bf16");
 }

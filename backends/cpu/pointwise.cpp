@@ -3,13 +3,12 @@
 
 #include "detent/backends/cpu/bf16_values.h"
 #include "detent/backends/cpu/kernels.h"
-#include "detent/backends/cpu/loop.h"
 
 namespace detent::cpu {
 
 void pointwise(const PointwiseArgs& a) {
   visit_pointwise(a.op.kind, [&]<class F>() {
-    const bool stream = (a.out != a.x || a.out16 != a.x16) && streams_as(a.n, a.out16);
+    const bool stream = streams_apart(a.n, a.out, a.out16, {a.x, a.x16});
     parallel_for(a.n, kGrain, [&](int64_t begin, int64_t end) {
       write_values(a.out, a.out16, begin, end, stream, [&](float* out, int64_t first, int64_t n) {
         const float pa = a.op.a, pb = a.op.b;
@@ -26,7 +25,7 @@ void pointwise(const PointwiseArgs& a) {
 
 void pointwise_backward(const PointwiseArgs& a) {
   visit_pointwise(a.op.kind, [&]<class F>() {
-    const bool stream = a.out16 ? a.out16 != a.x16 && a.out16 != a.dy16 && streams_as(a.n, true) : a.out != a.x && a.out != a.y && a.out != a.dy && streams(a.n);
+    const bool stream = streams_apart(a.n, a.out, a.out16, {a.x, a.x16, a.y, a.dy, a.dy16});
     parallel_for(a.n, kGrain, [&](int64_t begin, int64_t end) {
       write_values(a.out, a.out16, begin, end, stream, [&](float* out, int64_t first, int64_t n) {
         const float pa = a.op.a, pb = a.op.b;
